@@ -1,0 +1,51 @@
+# What nomad-kubelet may do in Nomad, and no more:
+#
+#   nomad acl policy apply nomad-kubelet policy.hcl
+#   nomad acl token create -name nomad-kubelet -policy nomad-kubelet
+#
+# Write one namespace block for each Nomad namespace that the configuration
+# names.
+
+namespace "default" {
+  capabilities = [
+    # See pods' jobs and allocations, at start and after a reconnect, and follow
+    # the event stream.
+    "list-jobs",
+    "read-job",
+    # One job for each pod; stopped and purged when the pod is gone.
+    "submit-job",
+    # kubectl logs.
+    "read-logs",
+    # Termination messages, and files for kubectl cp.
+    "read-fs",
+    # kubectl exec and attach.
+    "alloc-exec",
+    # Restart or signal one container of a pod.
+    "alloc-lifecycle",
+  ]
+
+  variables {
+    # Contents of ConfigMaps, Secrets and service-account tokens, and the gates
+    # that order containers. The pattern ends in no slash so that it covers a
+    # job's own path and those below it.
+    path "nomad/jobs/k8s-*" {
+      capabilities = ["list", "read", "write", "destroy"]
+    }
+  }
+}
+
+# Capacity, health and addresses of clients.
+node {
+  policy = "read"
+}
+
+# Doctor reads agents' settings; without it that part says "unknown".
+agent {
+  policy = "read"
+}
+
+# Whether the scheduler honours memory_max. Can be left out when the
+# configuration says memoryOversubscription itself.
+operator {
+  policy = "read"
+}

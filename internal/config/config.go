@@ -1,0 +1,238 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/yaml"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// Config is the file given to nomad-kubelet run --config.
+type Config struct {
+	// Cluster is the short stable ID of the Kubernetes cluster, part of every
+	// job's ID, [a-z0-9]{1,20}. Empty: the first 8 characters of the UID of the
+	// kube-system namespace.
+	Cluster string `json:"cluster,omitempty"`
+	// Kubeconfig is a path; empty: $KUBECONFIG, then the in-cluster account.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	Nomad      Nomad  `json:"nomad,omitempty"`
+	// LeaderElection lets several processes share one configuration; one acts.
+	LeaderElection LeaderElection `json:"leaderElection,omitempty"`
+	Kubelet        Kubelet        `json:"kubelet,omitempty"`
+	// VirtualNodes are the nodes this process registers, at least one.
+	VirtualNodes []VirtualNode `json:"virtualNodes"`
+	// LogLevel is one of trace, debug, info, warn, error.
+	LogLevel string `json:"logLevel,omitempty"`
+	// LogFormat is text or json.
+	LogFormat string `json:"logFormat,omitempty"`
+	// OrphanGuard is how long jobs whose pods are gone, without the deletion
+	// having been seen, are left alone when they are many at once: the sign of
+	// an empty or restored API server.
+	OrphanGuard metav1.Duration `json:"orphanGuard,omitempty"`
+}
+
+// Nomad says how to reach Nomad; what is empty is taken from Nomad's own
+// environment variables (NOMAD_ADDR, NOMAD_TOKEN, NOMAD_REGION, NOMAD_CACERT, ...).
+type Nomad struct {
+	Address string `json:"address,omitempty"`
+	Region  string `json:"region,omitempty"`
+	// TokenFile holds the ACL token; the token itself is never put into the
+	// configuration.
+	TokenFile     string `json:"tokenFile,omitempty"`
+	CAFile        string `json:"caFile,omitempty"`
+	CertFile      string `json:"certFile,omitempty"`
+	KeyFile       string `json:"keyFile,omitempty"`
+	TLSServerName string `json:"tlsServerName,omitempty"`
+}
+
+// LeaderElection names the Lease that the acting process holds.
+type LeaderElection struct {
+	// Disabled is for a process that is known to be the only one.
+	Disabled  bool   `json:"disabled,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	// LeaseDuration is how long a silent leader is waited for.
+	LeaseDuration metav1.Duration `json:"leaseDuration,omitempty"`
+}
+
+// Kubelet is the HTTPS API that the API server calls for logs and exec.
+type Kubelet struct {
+	// Address is what to listen on.
+	Address string `json:"address,omitempty"`
+	// NodeIP is the address the Nodes publish; empty: the first global unicast
+	// address of this machine.
+	NodeIP string `json:"nodeIP,omitempty"`
+	// Port is the first virtual node's; the following ones count up from it.
+	Port int `json:"port,omitempty"`
+	// TLSCertFile and TLSKeyFile are the serving certificate; empty: a
+	// self-signed one made at start, as the kubelet's default.
+	TLSCertFile string `json:"tlsCertFile,omitempty"`
+	TLSKeyFile  string `json:"tlsKeyFile,omitempty"`
+	// ClientCAFile verifies client certificates, such as the API server's.
+	ClientCAFile string `json:"clientCAFile,omitempty"`
+}
+
+// VirtualNode is one Node, backed by one Nomad node pool (or some of its
+// datacenters) in one region and one Nomad namespace.
+type VirtualNode struct {
+	Name        string                `json:"name"`
+	NodePool    string                `json:"nodePool,omitempty"`
+	Datacenters []string              `json:"datacenters,omitempty"`
+	Namespace   string                `json:"namespace,omitempty"`
+	Network     translate.NetworkMode `json:"network,omitempty"`
+	Labels      map[string]string     `json:"labels,omitempty"`
+	// Taints replaces the default taint nomad-kubelet.io/provider=nomad:NoSchedule;
+	// an empty list leaves the node untainted.
+	Taints *[]corev1.Taint `json:"taints,omitempty"`
+	// PodsPerClient times the number of clients is the Node's capacity of pods.
+	PodsPerClient int `json:"podsPerClient,omitempty"`
+	// UnreachableAfter is how long Nomad may be away before the Node turns
+	// NotReady.
+	UnreachableAfter metav1.Duration `json:"unreachableAfter,omitempty"`
+	// MemoryOversubscription says whether Nomad's scheduler honours memory_max;
+	// empty: asked of Nomad, and taken as false where the token may not ask.
+	MemoryOversubscription *bool `json:"memoryOversubscription,omitempty"`
+	// DefaultMemory is reserved for containers that name neither request nor
+	// limit, in MiB.
+	DefaultMemoryMB int                  `json:"defaultMemoryMB,omitempty"`
+	ClusterDNS      []string             `json:"clusterDNS,omitempty"`
+	ClusterDomain   string               `json:"clusterDomain,omitempty"`
+	HostAccess      translate.HostAccess `json:"hostAccess,omitempty"`
+	// Runtimes is the driver table by RuntimeClass name; rows given here are
+	// added to the built-in ones ("" is docker, "nomad-vm" is qemu) or replace
+	// them.
+	Runtimes map[string]translate.Runtime `json:"runtimes,omitempty"`
+}
+
+// Defaults.
+const (
+	DefaultVirtualNode      = "nomad"
+	DefaultNodePool         = "default"
+	DefaultNamespace        = "default"
+	DefaultKubeletPort      = 10250
+	DefaultPodsPerClient    = 250
+	DefaultUnreachableAfter = 40 * time.Second
+	DefaultOrphanGuard      = 10 * time.Minute
+	DefaultLeaseDuration    = 8 * time.Second
+	DefaultMemoryMB         = 128
+)
+
+var clusterID = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
+
+// Load reads, completes and checks the file at path. Its errors name the key.
+func Load(path string) (*Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	c := &Config{}
+	if err := yaml.UnmarshalStrict(data, c); err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	c.Complete()
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Complete fills in what was left empty.
+func (c *Config) Complete() {
+	def(&c.LogLevel, "info")
+	def(&c.LogFormat, "text")
+	def(&c.OrphanGuard.Duration, DefaultOrphanGuard)
+	def(&c.LeaderElection.Namespace, "kube-system")
+	def(&c.LeaderElection.Name, "nomad-kubelet")
+	def(&c.LeaderElection.LeaseDuration.Duration, DefaultLeaseDuration)
+	def(&c.Kubelet.Port, DefaultKubeletPort)
+	if len(c.VirtualNodes) == 0 {
+		c.VirtualNodes = []VirtualNode{{Name: DefaultVirtualNode}}
+	}
+	for i := range c.VirtualNodes {
+		c.VirtualNodes[i].complete()
+	}
+}
+
+func (n *VirtualNode) complete() {
+	def(&n.NodePool, DefaultNodePool)
+	def(&n.Namespace, DefaultNamespace)
+	def(&n.Network, translate.NetworkBridge)
+	def(&n.PodsPerClient, DefaultPodsPerClient)
+	def(&n.UnreachableAfter.Duration, DefaultUnreachableAfter)
+	def(&n.DefaultMemoryMB, DefaultMemoryMB)
+	def(&n.ClusterDomain, "cluster.local")
+	if n.Taints == nil {
+		n.Taints = &[]corev1.Taint{{Key: translate.Domain + "/provider", Value: "nomad", Effect: corev1.TaintEffectNoSchedule}}
+	}
+	rows := map[string]translate.Runtime{
+		"":         {Driver: "docker"},
+		"nomad-vm": {Driver: "qemu"},
+	}
+	for name, row := range n.Runtimes {
+		rows[name] = row
+	}
+	n.Runtimes = rows
+}
+
+func def[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}
+
+// Validate tells all that is wrong at once.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Cluster != "" && !clusterID.MatchString(c.Cluster) {
+		bad("cluster: %q must be 1 to 20 characters of a-z and 0-9", c.Cluster)
+	}
+	switch c.LogLevel {
+	case "trace", "debug", "info", "warn", "error":
+	default:
+		bad("logLevel: %q is none of trace, debug, info, warn, error", c.LogLevel)
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		bad("logFormat: %q is neither text nor json", c.LogFormat)
+	}
+	if (c.Kubelet.TLSCertFile == "") != (c.Kubelet.TLSKeyFile == "") {
+		bad("kubelet: tlsCertFile and tlsKeyFile go together")
+	}
+	seen := map[string]bool{}
+	for i, n := range c.VirtualNodes {
+		at := fmt.Sprintf("virtualNodes[%d]", i)
+		if msgs := validation.IsDNS1123Subdomain(n.Name); len(msgs) > 0 {
+			bad("%s.name: %q: %s", at, n.Name, msgs[0])
+		}
+		if seen[n.Name] {
+			bad("%s.name: %q is used twice", at, n.Name)
+		}
+		seen[n.Name] = true
+		if n.Network != translate.NetworkBridge && n.Network != translate.NetworkHost {
+			bad("%s.network: %q is neither bridge nor host", at, n.Network)
+		}
+		for class, r := range n.Runtimes {
+			if r.Driver == "" {
+				bad("%s.runtimes[%q].driver: is missing", at, class)
+			}
+		}
+		for k, v := range n.Labels {
+			if msgs := validation.IsQualifiedName(k); len(msgs) > 0 {
+				bad("%s.labels: key %q: %s", at, k, msgs[0])
+			}
+			if msgs := validation.IsValidLabelValue(v); len(msgs) > 0 {
+				bad("%s.labels[%s]: %q: %s", at, k, v, msgs[0])
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,149 @@
+package devcluster
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// clearNetwork removes the pods' bridge, the addresses they held, and the
+// firewall rules that CNI made for them. Chains that all pods of a machine
+// share go only when nothing uses them any more.
+func (c *Cluster) clearNetwork() error {
+	_, subnet, err := net.ParseCIDR(c.podSubnet())
+	if err != nil {
+		return err
+	}
+	held, _ := os.ReadDir("/var/run/cni/nomad")
+	for _, e := range held {
+		if ip := net.ParseIP(e.Name()); ip != nil && subnet.Contains(ip) {
+			os.Remove(filepath.Join("/var/run/cni/nomad", e.Name()))
+		}
+	}
+	if _, err := net.InterfaceByName(c.bridge()); err == nil {
+		if out, err := exec.Command(lookPath("ip"), "link", "delete", c.bridge()).CombinedOutput(); err != nil {
+			return fmt.Errorf("delete bridge %s: %s", c.bridge(), strings.TrimSpace(string(out)))
+		}
+		c.say("  removed bridge %s", c.bridge())
+	}
+	n := 0
+	for _, table := range []string{"nat", "filter"} {
+		save, err := exec.Command(lookPath("iptables-save"), "-t", table).Output()
+		if err != nil {
+			return nil // no iptables, so no rules either
+		}
+		for _, args := range obsoleteRules(string(save), subnet) {
+			if exec.Command(lookPath("iptables"), append([]string{"-w", "-t", table}, args...)...).Run() == nil {
+				n++
+			}
+		}
+	}
+	if n > 0 {
+		c.say("  removed %d firewall rules and chains", n)
+	}
+	return nil
+}
+
+var (
+	ruleWord = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|\S+`)
+	address  = regexp.MustCompile(`\b\d+\.\d+\.\d+\.\d+\b`)
+)
+
+// sharedChains are made once for all pods of a machine, by CNI's firewall and
+// portmap plugins and by Nomad.
+var sharedChains = []string{"CNI-FORWARD", "NOMAD-ADMIN", "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK", "CNI-ADMIN"}
+
+// obsoleteRules tells which arguments of iptables undo, in order, what a table
+// holds of the pods of a subnet.
+func obsoleteRules(save string, subnet *net.IPNet) [][]string {
+	type rule struct {
+		chain string
+		words []string
+	}
+	var rules []rule
+	var chains []string
+	for _, line := range strings.Split(save, "\n") {
+		if name, ok := strings.CutPrefix(line, ":"); ok {
+			chains = append(chains, strings.Fields(name)[0])
+		}
+		if !strings.HasPrefix(line, "-A ") {
+			continue
+		}
+		words := ruleWord.FindAllString(line, -1)
+		for i, w := range words {
+			if strings.HasPrefix(w, `"`) {
+				words[i] = strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(w[1 : len(w)-1])
+			}
+		}
+		rules = append(rules, rule{words[1], words})
+	}
+	ofPods := func(r rule) bool {
+		for _, a := range address.FindAllString(strings.Join(r.words, " "), -1) {
+			if ip := net.ParseIP(a); ip != nil && subnet.Contains(ip) {
+				return true
+			}
+		}
+		return false
+	}
+	isShared := func(chain string) bool { return slices.Contains(sharedChains, chain) }
+
+	// A pod's own chain is known by the pod's address in one of its rules.
+	doomed := map[string]bool{}
+	for _, r := range rules {
+		if strings.HasPrefix(r.chain, "CNI-") && !isShared(r.chain) && ofPods(r) {
+			doomed[r.chain] = true
+		}
+	}
+	target := func(r rule) string {
+		for i, w := range r.words[:len(r.words)-1] {
+			if w == "-j" {
+				return r.words[i+1]
+			}
+		}
+		return ""
+	}
+	var undo, drop [][]string
+	left := map[string]int{}
+	for _, r := range rules {
+		switch {
+		case doomed[r.chain]:
+		case doomed[target(r)], ofPods(r):
+			undo = append(undo, append([]string{"-D"}, r.words[1:]...))
+		default:
+			left[r.chain]++
+		}
+	}
+	for chain := range doomed {
+		undo = append(undo, []string{"-F", chain})
+		drop = append(drop, []string{"-X", chain})
+	}
+	undo = append(undo, drop...)
+	if sharedInUse(left) {
+		return undo
+	}
+	// Nobody's pods are left: the frame goes, too.
+	drop = nil
+	for _, r := range rules {
+		if isShared(target(r)) && !doomed[r.chain] {
+			undo = append(undo, append([]string{"-D"}, r.words[1:]...))
+		}
+	}
+	for _, chain := range chains {
+		if isShared(chain) {
+			undo = append(undo, []string{"-F", chain})
+			drop = append(drop, []string{"-X", chain})
+		}
+	}
+	return append(undo, drop...)
+}
+
+// sharedInUse tells whether other pods have rules: beyond the jump to
+// NOMAD-ADMIN in CNI-FORWARD, and the one rule that each MASQ and SETMARK has.
+func sharedInUse(left map[string]int) bool {
+	return left["CNI-FORWARD"] > 1 || left["NOMAD-ADMIN"] > 0 || left["CNI-HOSTPORT-DNAT"] > 0
+}

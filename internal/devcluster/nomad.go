@@ -1,0 +1,265 @@
+package devcluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+func (c *Cluster) nomadDir() string { return filepath.Join(c.opts.shortDir(), "nomad") }
+
+// bridge is the name of the pods' network bridge. Each cluster has its own, so
+// that clearing one away never touches another, or a real Nomad's.
+func (c *Cluster) bridge() string { return fmt.Sprintf("nkdev%d", c.opts.PortBase) }
+
+// slot numbers clusters that run side by side, for what they must not share.
+func (c *Cluster) slot() int {
+	return ((c.opts.PortBase-DefaultPortBase)/20%64 + 64) % 64
+}
+
+// podSubnet is the pods' network on the bridge.
+func (c *Cluster) podSubnet() string { return fmt.Sprintf("172.27.%d.0/22", c.slot()*4) }
+
+// NomadTokenFile is the token that nomad-kubelet uses, if there are tokens.
+func (c *Cluster) NomadTokenFile() string {
+	switch {
+	case c.opts.NomadTokenFile != "":
+		return c.opts.NomadTokenFile
+	case c.opts.ACL:
+		return filepath.Join(c.opts.Dir, "nomad-kubelet.token")
+	}
+	return ""
+}
+
+// ManagementTokenFile is Nomad's bootstrap token, when ACL is set.
+func (c *Cluster) ManagementTokenFile() string {
+	return filepath.Join(c.opts.Dir, "nomad-management.token")
+}
+
+// NomadClient talks to Nomad with all rights.
+func (c *Cluster) NomadClient() (*api.Client, error) {
+	// Not DefaultConfig: it would take over NOMAD_TOKEN and friends.
+	cfg := &api.Config{Address: c.NomadAddress(), TLSConfig: &api.TLSConfig{}}
+	file := c.opts.NomadTokenFile
+	if c.opts.ACL {
+		file = c.ManagementTokenFile()
+	}
+	if token, err := os.ReadFile(file); err == nil {
+		cfg.SecretID = strings.TrimSpace(string(token))
+	}
+	return api.NewClient(cfg)
+}
+
+func (c *Cluster) nomadCommand() (command, error) { return c.agentCommand(true) }
+
+// agentCommand runs the agent with exactly the files of deploy/nomad and what
+// they leave to the machine; client says whether it runs pods, too.
+func (c *Cluster) agentCommand(client bool) (command, error) {
+	path, err := c.find("nomad")
+	if err != nil {
+		return command{}, err
+	}
+	machine, err := c.machineHCL()
+	if err != nil {
+		return command{}, err
+	}
+	args := []string{"agent"}
+	for _, f := range []struct{ name, text string }{
+		{"1-server.hcl", c.opts.ServerHCL}, {"2-client.hcl", c.opts.ClientHCL},
+		{"3-machine.hcl", machine}, {"4-extra.hcl", c.opts.ExtraNomadHCL},
+	} {
+		file := filepath.Join(c.opts.Dir, "nomad-config", f.name)
+		if err := os.WriteFile(file, []byte(f.text), 0o644); err != nil {
+			return command{}, err
+		}
+		if client || f.name != "2-client.hcl" {
+			args = append(args, "-config="+file)
+		}
+	}
+	var env []string
+	if c.dockerHost != "" {
+		// Not in the plugin block: a second one would replace client.hcl's.
+		env = append(env, "DOCKER_HOST="+c.dockerHost)
+	}
+	return command{path: path, args: args, env: env}, nil
+}
+
+// seedNomad runs the server alone until it has its keyring. A client that
+// registers in the moment before is refused and tries again only after 15 to 30
+// seconds, which on the first start of agent and server in one happens each time.
+func (c *Cluster) seedNomad(ctx context.Context) error {
+	const seed = "nomad-seed"
+	defer c.Stop(context.WithoutCancel(ctx), seed)
+	if err := c.Stop(ctx, seed); err != nil { // of an interrupted start
+		return err
+	}
+	if c.Running(Nomad) || exists(filepath.Join(c.nomadDir(), "client")) {
+		return nil
+	}
+	return c.step("nomad keyring", func() (string, error) {
+		cmd, err := c.agentCommand(false)
+		if err != nil {
+			return "", err
+		}
+		ch, err := c.spawn(seed, cmd)
+		if err != nil {
+			return "", err
+		}
+		return "", c.ready(ctx, seed, ch, httpOK(c.NomadAddress()+"/.well-known/jwks.json"))
+	})
+}
+
+// machineHCL is what client.hcl and server.hcl leave to each machine.
+func (c *Cluster) machineHCL() (string, error) {
+	cni := findCNI()
+	if cni == "" && !c.opts.NoDocker {
+		return "", fmt.Errorf("the CNI plugins are missing: install containernetworking-plugins, or unpack them to %s", cniDirs[0])
+	}
+	network := ""
+	if len(globalAddresses()) == 0 {
+		network = `network_interface = "lo" # this machine has no other`
+	}
+	ports := 20000 + c.slot()%6*2000
+	return fmt.Sprintf(`# Written by nomad-kubelet dev: what deploy/nomad leaves to each machine.
+name      = "dev-client"
+data_dir  = %[1]q
+bind_addr = "127.0.0.1"
+log_level = "INFO"
+
+disable_update_check = true
+
+ports {
+  http = %[2]d
+  rpc  = %[3]d
+  serf = %[4]d
+}
+
+# A loopback address has to be advertised explicitly.
+advertise {
+  http = "127.0.0.1"
+  rpc  = "127.0.0.1"
+  serf = "127.0.0.1"
+}
+
+server {
+  bootstrap_expect = 1
+}
+
+client {
+  servers           = ["127.0.0.1:%[3]d"]
+  cpu_total_compute = %[5]d # 1000 * cores
+  cni_path          = %[6]q
+  alloc_mounts_dir  = %[13]q
+  min_dynamic_port  = %[7]d
+  max_dynamic_port  = %[8]d
+
+  bridge_network_name   = %[9]q
+  bridge_network_subnet = %[10]q
+  %[11]s
+
+  options {
+    # Asking clouds for metadata delays the start on a machine in none.
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+  }
+}
+
+consul {
+  # A Consul agent on this machine is none of ours.
+  auto_advertise   = false
+  server_auto_join = false
+  client_auto_join = false
+}
+
+acl {
+  enabled = %[12]t
+}
+`, c.nomadDir(), c.Ports.NomadHTTP, c.Ports.NomadRPC, c.Ports.NomadSerf, 1000*runtime.NumCPU(), cni,
+		ports, ports+1999, c.bridge(), c.podSubnet(), network, c.opts.ACL, filepath.Join(c.nomadDir(), "alloc_mounts")), nil
+}
+
+// cniDirs are the usual places of the CNI plugins.
+var cniDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+
+func findCNI() string {
+	dirs := cniDirs
+	if path := lookPath("host-local"); path != "" {
+		dirs = append([]string{filepath.Dir(path)}, dirs...)
+	}
+	for _, dir := range dirs {
+		if exists(filepath.Join(dir, "bridge")) && exists(filepath.Join(dir, "portmap")) && exists(filepath.Join(dir, "firewall")) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// nomadReady asks for a leader, and for the client as the scheduler sees it.
+// With access control on there is no token yet, so the agent's health must do.
+func (c *Cluster) nomadReady(ctx context.Context) error {
+	if err := httpOK(c.NomadAddress() + "/v1/agent/health")(ctx); err != nil {
+		return err
+	}
+	if c.opts.ACL && !exists(c.ManagementTokenFile()) {
+		return nil
+	}
+	return c.clientReady(ctx)
+}
+
+func (c *Cluster) clientReady(ctx context.Context) error {
+	client, err := c.NomadClient()
+	if err != nil {
+		return err
+	}
+	nodes, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("list Nomad clients: %w", err)
+	}
+	for _, n := range nodes {
+		if n.Status == "ready" && (c.opts.NoDocker || n.Drivers["docker"] != nil && n.Drivers["docker"].Healthy) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no Nomad client is ready with a healthy docker driver (%d registered)", len(nodes))
+}
+
+// bootstrapACL makes the management token, nomad-kubelet's policy and its token.
+func (c *Cluster) bootstrapACL(ctx context.Context) error {
+	client, err := c.NomadClient()
+	if err != nil {
+		return err
+	}
+	if !exists(c.ManagementTokenFile()) {
+		err := poll(ctx, 200e6, func(context.Context) error {
+			token, _, err := client.ACLTokens().Bootstrap(nil)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(c.ManagementTokenFile(), []byte(token.SecretID+"\n"), 0o600)
+		})
+		if err != nil {
+			return fmt.Errorf("bootstrap Nomad's access control: %w", err)
+		}
+		if client, err = c.NomadClient(); err != nil {
+			return err
+		}
+	}
+	if !exists(c.NomadTokenFile()) {
+		policy := &api.ACLPolicy{Name: "nomad-kubelet", Rules: c.opts.PolicyHCL}
+		if _, err := client.ACLPolicies().Upsert(policy, nil); err != nil {
+			return fmt.Errorf("write Nomad policy: %w", err)
+		}
+		token, _, err := client.ACLTokens().Create(&api.ACLToken{Name: "nomad-kubelet", Type: "client", Policies: []string{policy.Name}}, nil)
+		if err != nil {
+			return fmt.Errorf("create Nomad token: %w", err)
+		}
+		if err := os.WriteFile(c.NomadTokenFile(), []byte(token.SecretID+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	return c.ready(ctx, Nomad, nil, c.clientReady)
+}

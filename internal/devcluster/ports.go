@@ -1,0 +1,42 @@
+package devcluster
+
+import (
+	"fmt"
+	"net"
+)
+
+// checkPorts finds out before anything starts whether somebody else sits on a
+// port, which a component would only say deep in its log.
+func (c *Cluster) checkPorts() error {
+	for _, p := range c.portsOf() {
+		if c.Running(p.component) {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p.port))
+		if err != nil {
+			return fmt.Errorf("port %d, for %s, is taken: stop what uses it, or choose other ports with --port-base: %w", p.port, p.component, err)
+		}
+		l.Close()
+	}
+	return nil
+}
+
+type portOf struct {
+	component string
+	port      int
+}
+
+func (c *Cluster) portsOf() []portOf {
+	var out []portOf
+	if c.ownKubernetes() {
+		out = append(out, portOf{Etcd, c.Ports.Etcd}, portOf{Etcd, c.Ports.EtcdPeer}, portOf{APIServer, c.Ports.APIServer},
+			portOf{ControllerManager, c.Ports.ControllerManager}, portOf{Scheduler, c.Ports.Scheduler})
+	}
+	if c.ownNomad() {
+		out = append(out, portOf{Nomad, c.Ports.NomadHTTP}, portOf{Nomad, c.Ports.NomadRPC}, portOf{Nomad, c.Ports.NomadSerf})
+	}
+	if !c.opts.NoNomadKubelet {
+		out = append(out, portOf{NomadKubelet, c.Ports.Kubelet})
+	}
+	return out
+}

@@ -1,0 +1,31 @@
+// Package kubelet is the HTTPS API of a virtual node that the API server calls
+// for kubectl logs and kubectl exec.
+//
+// # Contract
+//
+// It is closed: a request needs a client certificate of the configured CA or a
+// token that the API server vouches for (TokenReview), and then the permission
+// that a kubelet would ask for (SubjectAccessReview on nodes/proxy, nodes/pods
+// and so on, as in the kubelet's server/auth.go). There is no anonymous access,
+// and a server without an authenticator does not start.
+//
+// Messages and codes are the kubelet's, so that kubectl shows what its users
+// know.
+//
+// # Logs
+//
+// Nomad keeps a container's stdout and stderr as two series of files without
+// timestamps (alloc/logs/<task>.stdout.0 and on). Hence, unlike a kubelet:
+//
+//   - What was written before the request comes one stream after the other, the
+//     one written to last coming last; what is written while following comes as
+//     it arrives. Containers with a terminal have one stream only.
+//   - tailLines is exact, over the streams in that order.
+//   - Timestamps are the time of arrival while following, and for older lines
+//     the time of their file's last write: never earlier than the true ones.
+//   - since leaves out a file whose last write is older, and nothing within one.
+//   - The log goes on over the container's restarts: there is no --previous.
+//
+// A virtual node reaches its clients by way of the Nomad agent that it is
+// configured with, so clients need not be reachable.
+package kubelet

@@ -1,0 +1,140 @@
+package kubelet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	remotecommandconsts "k8s.io/apimachinery/pkg/util/remotecommand"
+	"k8s.io/client-go/tools/remotecommand"
+	crirc "k8s.io/kubelet/pkg/cri/streaming/remotecommand"
+	utilexec "k8s.io/utils/exec"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// exec serves kubectl exec over SPDY or websocket.
+func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
+	t, code, err := s.find(r)
+	if err != nil {
+		fail(w, code, err)
+		return
+	}
+	if s.driver(t.pod) == "qemu" {
+		fail(w, http.StatusNotImplemented, errors.New("exec is not there yet for VM pods: it needs an agent in the guest"))
+		return
+	}
+	command := r.URL.Query()[corev1.ExecCommandParam]
+	if len(command) == 0 {
+		fail(w, http.StatusBadRequest, errors.New("no command given"))
+		return
+	}
+	// As the kubelet's ExecInContainer: a container that does not run has no ID.
+	if t.allocID == "" || t.status != nil && t.status.State.Running == nil {
+		fail(w, http.StatusInternalServerError, fmt.Errorf("container not found (%q)", t.container))
+		return
+	}
+	opts, err := crirc.NewOptions(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	crirc.ServeExec(&hangupWriter{w, cancel}, r.WithContext(ctx), &executor{s: s, allocID: t.allocID, stdin: opts.Stdin},
+		t.pod.Name, t.pod.UID, t.container, command, opts,
+		streamIdle, streamCreation, remotecommandconsts.SupportedStreamingProtocols)
+}
+
+// executor runs one command by Nomad's exec API.
+type executor struct {
+	s       *Server
+	allocID string
+	// stdin is set when the client sends one; a websocket has a stream for it
+	// in any case.
+	stdin bool
+}
+
+var _ crirc.Executor = (*executor)(nil)
+
+// ExecInContainer returns nil for exit code 0 and a bare exit error for
+// others: the streaming library does not unwrap.
+func (e *executor) ExecInContainer(ctx context.Context, _ string, _ types.UID, container string, cmd []string,
+	in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if in == nil || !e.stdin {
+		in = bytes.NewReader(nil)
+	}
+	task := translate.TaskName(container)
+	// Without a node ID the API client goes by way of its agent instead of
+	// trying the client's own address first, for a second at worst.
+	alloc := &api.Allocation{ID: e.allocID, Namespace: e.s.o.Namespace}
+	q := &api.QueryOptions{Namespace: e.s.o.Namespace}
+	code, err := e.s.o.Nomad.Allocations().Exec(ctx, alloc, task, tty, cmd, in,
+		&streamWriter{w: out, cancel: cancel}, &streamWriter{w: errOut, cancel: cancel}, sizes(ctx, resize), q)
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("the client has left")
+	case err != nil:
+		return fmt.Errorf("exec in task %q of allocation %s: %w", task, e.allocID, err)
+	case code != 0:
+		return utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
+	}
+	return nil
+}
+
+// sizes hands on the terminal's sizes without the zero ones that some clients
+// send at the end, until ctx or the source ends.
+func sizes(ctx context.Context, in <-chan remotecommand.TerminalSize) <-chan api.TerminalSize {
+	out := make(chan api.TerminalSize)
+	if in == nil {
+		return out
+	}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case size, ok := <-in:
+				if !ok {
+					return
+				}
+				if size.Width == 0 || size.Height == 0 {
+					continue
+				}
+				select {
+				case out <- api.TerminalSize{Height: int(size.Height), Width: int(size.Width)}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return out
+}
+
+// streamWriter ends the command when its output can no longer be delivered,
+// which Nomad's API client does not do. It drops output nobody asked for.
+type streamWriter struct {
+	w      io.Writer
+	cancel context.CancelFunc
+}
+
+func (s *streamWriter) Write(p []byte) (int, error) {
+	if s.w == nil {
+		return len(p), nil
+	}
+	n, err := s.w.Write(p)
+	if err != nil {
+		s.cancel()
+	}
+	return n, err
+}

@@ -1,0 +1,130 @@
+package kubelet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) })
+	mux.HandleFunc("GET /pods", s.pods)
+	mux.HandleFunc("GET /pods/", s.pods)
+	mux.HandleFunc("GET /runningpods/", s.runningPods)
+	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.containerLogs)
+	for _, uid := range []string{"", "/{uid}"} {
+		mux.HandleFunc("GET /exec/{namespace}/{pod}"+uid+"/{container}", s.exec)
+		mux.HandleFunc("POST /exec/{namespace}/{pod}"+uid+"/{container}", s.exec)
+	}
+	for _, p := range []string{"/attach/", "/portForward/", "/run/", "/stats/", "/metrics", "/metrics/", "/logs/", "/checkpoint/", "/configz"} {
+		mux.HandleFunc(p, func(w http.ResponseWriter, r *http.Request) {
+			fail(w, http.StatusNotImplemented, fmt.Errorf("%s is not there yet on this virtual node", r.URL.Path))
+		})
+	}
+	return mux
+}
+
+func (s *Server) pods(w http.ResponseWriter, _ *http.Request) {
+	s.writePods(w, func(*corev1.Pod) bool { return true })
+}
+
+// runningPods are those with a container that runs.
+func (s *Server) runningPods(w http.ResponseWriter, _ *http.Request) {
+	s.writePods(w, func(p *corev1.Pod) bool {
+		for _, c := range p.Status.ContainerStatuses {
+			if c.State.Running != nil {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func (s *Server) writePods(w http.ResponseWriter, keep func(*corev1.Pod) bool) {
+	if s.o.List == nil {
+		fail(w, http.StatusNotImplemented, errors.New("the list of pods is not served"))
+		return
+	}
+	list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: []corev1.Pod{}}
+	for _, p := range s.o.List() {
+		if keep(p) {
+			list.Items = append(list.Items, *p)
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(&list); err != nil {
+		s.o.Log.Debug("the list of pods was not sent", "error", err)
+	}
+}
+
+func fail(w http.ResponseWriter, code int, err error) { http.Error(w, err.Error(), code) }
+
+// target is the container that a request is about.
+type target struct {
+	pod       *corev1.Pod
+	allocID   string
+	container string
+	status    *corev1.ContainerStatus
+	// kind is where in the pod the container is.
+	init, ephemeral bool
+}
+
+// find looks up the container in the path. Its error goes with an HTTP code
+// and is worded as the kubelet's.
+func (s *Server) find(r *http.Request) (*target, int, error) {
+	ns, name, container := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container")
+	pod, alloc, err := s.o.Pods.Find(ns, name)
+	if err != nil || pod == nil {
+		s.o.Log.Debug("a pod was asked for that is not here", "namespace", ns, "pod", name, "error", err)
+		return nil, http.StatusNotFound, fmt.Errorf("pod %q does not exist", name)
+	}
+	if uid := r.PathValue("uid"); uid != "" && string(pod.UID) != uid {
+		return nil, http.StatusNotFound, fmt.Errorf("pod %q does not exist", name)
+	}
+	t := &target{pod: pod, allocID: alloc, container: container}
+	if !t.locate() {
+		return nil, http.StatusNotFound, fmt.Errorf("container %q not found in pod %q", container, name)
+	}
+	return t, 0, nil
+}
+
+// locate finds the container in the pod's spec and status.
+func (t *target) locate() bool {
+	found := false
+	for _, c := range t.pod.Spec.Containers {
+		found = found || c.Name == t.container
+	}
+	for _, c := range t.pod.Spec.InitContainers {
+		if c.Name == t.container {
+			found, t.init = true, true
+		}
+	}
+	for _, c := range t.pod.Spec.EphemeralContainers {
+		if c.Name == t.container {
+			found, t.ephemeral = true, true
+		}
+	}
+	st := t.pod.Status
+	for _, list := range [][]corev1.ContainerStatus{st.ContainerStatuses, st.InitContainerStatuses, st.EphemeralContainerStatuses} {
+		for i := range list {
+			if list[i].Name == t.container {
+				t.status = &list[i]
+			}
+		}
+	}
+	return found
+}
+
+// driver is the Nomad task driver that the pod runs on.
+func (s *Server) driver(p *corev1.Pod) string {
+	class := ""
+	if p.Spec.RuntimeClassName != nil {
+		class = *p.Spec.RuntimeClassName
+	}
+	return s.o.Runtimes[class].Driver
+}

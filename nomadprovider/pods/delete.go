@@ -1,0 +1,163 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// terminate ends a pod that is being deleted: the job is stopped, its end is
+// awaited and told, and only then the object goes.
+func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, known bool) (time.Duration, error) {
+	if !known {
+		return 0, c.bury(ctx, pod, pod.Status)
+	}
+	if !entry.Job.Stopped {
+		if err := c.stop(ctx, entry.Job); err != nil {
+			return 0, err
+		}
+		entry.Job.Stopped = true
+	}
+	alloc := primary(pod, entry)
+	if alloc == nil {
+		return c.terminateUnplaced(ctx, pod, entry)
+	}
+	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
+	if len(live(entry)) == 0 {
+		return 0, c.bury(ctx, pod, translate.Final(pod, status, c.facts(pod, alloc, "", nil)))
+	}
+	if _, err := c.report(ctx, pod, status); err != nil {
+		return 0, err
+	}
+	return c.hurry(ctx, pod, alloc)
+}
+
+// terminateUnplaced makes sure that Nomad was not about to place the pod.
+func (c *Controller) terminateUnplaced(ctx context.Context, pod *corev1.Pod, entry allocs.Entry) (time.Duration, error) {
+	stubs, _, err := c.Nomad.Jobs().Allocations(entry.Job.ID, true, (&api.QueryOptions{Namespace: entry.Job.Namespace}).WithContext(ctx))
+	if err != nil && !notFound(err) {
+		return 0, fmt.Errorf("list the allocations of job %s: %w", entry.Job.ID, err)
+	}
+	if len(stubs) > 0 {
+		return time.Second, nil // its event is on the way
+	}
+	return 0, c.bury(ctx, pod, pod.Status)
+}
+
+// hurry kills the tasks of a pod that was given less time than when it was
+// made: Nomad freezes a task's kill_timeout when it starts
+// (client/allocrunner/taskrunner/driver_handle.go).
+func (c *Controller) hurry(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) (time.Duration, error) {
+	grace, spec := pod.DeletionGracePeriodSeconds, pod.Spec.TerminationGracePeriodSeconds
+	if grace == nil || spec == nil || *grace >= *spec {
+		return 0, nil
+	}
+	if left := pod.DeletionTimestamp.Sub(c.Clock.Now()); left > 0 {
+		return left, nil
+	}
+	return 0, c.kill(ctx, alloc)
+}
+
+// kill sends SIGKILL to every running task.
+func (c *Controller) kill(ctx context.Context, alloc *api.Allocation) error {
+	var errs []error
+	for task, ts := range alloc.TaskStates {
+		if ts.State != "running" {
+			continue
+		}
+		err := c.Nomad.Allocations().Signal(alloc, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx), task, "SIGKILL")
+		if err != nil {
+			errs = append(errs, fmt.Errorf("kill task %s of allocation %s: %w", task, alloc.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// bury reports the last status and removes the object.
+func (c *Controller) bury(ctx context.Context, pod *corev1.Pod, last corev1.PodStatus) error {
+	if _, err := c.report(ctx, pod, last); err != nil {
+		return err
+	}
+	zero := int64(0)
+	err := c.Kube.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
+		GracePeriodSeconds: &zero, Preconditions: &metav1.Preconditions{UID: &pod.UID},
+	})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("remove pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}
+
+// stop deregisters a job without purging it: what it wrote stays readable.
+func (c *Controller) stop(ctx context.Context, job allocs.Job) error {
+	_, _, err := c.Nomad.Jobs().Deregister(job.ID, false, (&api.WriteOptions{Namespace: job.Namespace}).WithContext(ctx))
+	if err != nil && !notFound(err) {
+		return fmt.Errorf("stop job %s: %w", job.ID, err)
+	}
+	return nil
+}
+
+// reap ends what is left in Nomad of a pod that is gone.
+func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry, known bool) (time.Duration, error) {
+	if !known {
+		c.forget(uid)
+		return 0, nil
+	}
+	var seen bool
+	var grace *int64
+	c.with(uid, func(s *podState) { seen, grace = s.gone, s.grace })
+	if !seen {
+		wait, err := c.orphan(ctx, uid, entry)
+		if err != nil || wait > 0 {
+			return wait, err
+		}
+	}
+	if !entry.Job.Stopped {
+		if err := c.stop(ctx, entry.Job); err != nil {
+			return 0, err
+		}
+	}
+	if left := live(entry); len(left) > 0 {
+		if seen && grace != nil && *grace == 0 {
+			// Deleted by force: no more time.
+			for _, a := range left {
+				if err := c.kill(ctx, a); err != nil {
+					c.Log.Debug("a task that was to be killed", "error", err)
+				}
+			}
+		}
+		return 0, nil // its end comes as an event
+	}
+	return 0, c.purge(ctx, uid, entry.Job)
+}
+
+// purge makes Nomad forget a job whose allocations have ended, with its
+// Variables.
+func (c *Controller) purge(ctx context.Context, uid types.UID, job allocs.Job) error {
+	q := (&api.QueryOptions{Namespace: job.Namespace}).WithContext(ctx)
+	w := (&api.WriteOptions{Namespace: job.Namespace}).WithContext(ctx)
+	vars, _, err := c.Nomad.Variables().PrefixList(translate.VariablePath(job.ID), q)
+	if err != nil {
+		return fmt.Errorf("list the Variables of job %s: %w", job.ID, err)
+	}
+	for _, v := range vars {
+		if _, err := c.Nomad.Variables().Delete(v.Path, w); err != nil {
+			return fmt.Errorf("delete Variable %s: %w", v.Path, err)
+		}
+	}
+	if _, _, err := c.Nomad.Jobs().Deregister(job.ID, true, w); err != nil && !notFound(err) {
+		return fmt.Errorf("purge job %s: %w", job.ID, err)
+	}
+	c.forget(uid)
+	return nil
+}

@@ -1,0 +1,210 @@
+package pods
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// The kubelet's back-off (pkg/kubelet/kubelet.go: backOffPeriod,
+// MaxContainerBackOff, and a container that ran 10 minutes starts over).
+const (
+	backoffFirst = 10 * time.Second
+	backoffMax   = 300 * time.Second
+	backoffReset = 10 * time.Minute
+	// startLatency is what Nomad takes from an opened gate to the start.
+	startLatency = 300 * time.Millisecond
+)
+
+// crash is the back-off of one task.
+type crash struct {
+	restarts uint64 // as Nomad counts, at the last look
+	level    int    // restarts in a row
+	at       time.Time
+}
+
+// backoff is the pause before the next start: none the first time, then 10 s
+// doubling to 300 s.
+func (c *crash) backoff() time.Duration {
+	if c.level <= 1 {
+		return 0
+	}
+	d := backoffFirst
+	for i := 2; i < c.level && d < backoffMax; i++ {
+		d *= 2
+	}
+	return min(d, backoffMax)
+}
+
+// workGates brings every task's gate to where it belongs, and says when to
+// look again.
+func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.Job, alloc *api.Allocation) (time.Duration, error) {
+	if alloc == nil || alloc.ClientTerminalStatus() {
+		return 0, nil
+	}
+	var again time.Duration
+	for i := range pod.Spec.InitContainers {
+		if i == 0 || !initDone(pod, alloc, i-1) {
+			continue
+		}
+		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[i], gateKind{init: true, closed: true})
+		if err != nil {
+			return 0, err
+		}
+		again = sooner(again, wait)
+	}
+	if len(pod.Spec.InitContainers) > 0 {
+		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[0], gateKind{init: true})
+		if err != nil {
+			return 0, err
+		}
+		again = sooner(again, wait)
+	}
+	for i := range pod.Spec.Containers {
+		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.Containers[i], gateKind{})
+		if err != nil {
+			return 0, err
+		}
+		again = sooner(again, wait)
+	}
+	return again, nil
+}
+
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// gateKind tells an init container from others, and a task that starts closed
+// from one that starts open.
+type gateKind struct{ init, closed bool }
+
+// initDone says whether the next init container may start: an ordinary one has
+// ended well, a sidecar runs.
+func initDone(pod *corev1.Pod, alloc *api.Allocation, i int) bool {
+	c := &pod.Spec.InitContainers[i]
+	ts := alloc.TaskStates[translate.TaskName(c.Name)]
+	if ts == nil {
+		return false
+	}
+	if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+		return ts.State == "running" || !ts.StartedAt.IsZero()
+	}
+	return ts.State == "dead" && !ts.Failed
+}
+
+// workGate decides for one task. The gate of a task that starts open does not
+// exist unless the task is held.
+func (c *Controller) workGate(ctx context.Context, pod *corev1.Pod, job allocs.Job, alloc *api.Allocation, ct *corev1.Container, k gateKind) (time.Duration, error) {
+	task := translate.TaskName(ct.Name)
+	ts := alloc.TaskStates[task]
+	want := ""
+	if k.closed {
+		want = translate.GateOpen
+	}
+	var again time.Duration
+	if ts != nil && ts.State == "pending" && ts.Restarts > 0 {
+		if left := c.holdFor(pod, ct, ts, task, k.init); left > 0 {
+			want, again = translate.GateHold, left
+		}
+	}
+	return again, c.setGate(ctx, pod, job, task, want)
+}
+
+// parked is how long to hold a container that is not to be started again.
+const parked = 24 * time.Hour
+
+// holdFor is how long the task is to be held still, 0 when it may start.
+func (c *Controller) holdFor(pod *corev1.Pod, ct *corev1.Container, ts *api.TaskState, task string, init bool) time.Duration {
+	exit, failed := lastEnd(ts)
+	if exit.IsZero() {
+		return 0
+	}
+	if !failed && !translate.RestartsAfter(pod, ct, init, lastCode(ts)) {
+		return parked
+	}
+	var left time.Duration
+	c.with(pod.UID, func(s *podState) {
+		cr := s.crashes[task]
+		if cr == nil {
+			// After a restart of this process: all restarts in a row.
+			cr = &crash{level: int(min(ts.Restarts, 16)) - 1, restarts: ts.Restarts - 1}
+			s.crashes[task] = cr
+		}
+		if ts.Restarts != cr.restarts {
+			if !ts.StartedAt.IsZero() && exit.Sub(ts.StartedAt) >= backoffReset {
+				cr.level = 0
+			}
+			cr.level += int(min(ts.Restarts-cr.restarts, 16))
+			cr.restarts, cr.at = ts.Restarts, exit
+		}
+		left = exit.Add(cr.backoff() - startLatency).Sub(c.Clock.Now())
+	})
+	return max(left, 0)
+}
+
+// lastEnd is when the task last ended, by exit or by a failure to start.
+func lastEnd(ts *api.TaskState) (at time.Time, failedStart bool) {
+	for i := len(ts.Events) - 1; i >= 0; i-- {
+		switch e := ts.Events[i]; e.Type {
+		case api.TaskTerminated:
+			return time.Unix(0, e.Time), false
+		case api.TaskDriverFailure, api.TaskSetupFailure, api.TaskArtifactDownloadFailed:
+			return time.Unix(0, e.Time), true
+		}
+	}
+	return time.Time{}, false
+}
+
+func lastCode(ts *api.TaskState) int32 {
+	for i := len(ts.Events) - 1; i >= 0; i-- {
+		if e := ts.Events[i]; e.Type == api.TaskTerminated {
+			return translate.ExitCode(e)
+		}
+	}
+	return 0
+}
+
+// setGate writes what the gate should hold, unless it was the last thing
+// written; "" deletes it.
+func (c *Controller) setGate(ctx context.Context, pod *corev1.Pod, job allocs.Job, task, want string) error {
+	var have string
+	var written bool
+	c.with(pod.UID, func(s *podState) { have, written = s.gates[task] })
+	if have == want && (written || want == "" && !c.mayHaveGate(pod)) {
+		return nil
+	}
+	path := translate.GatePath(job.ID, task)
+	w := (&api.WriteOptions{Namespace: job.Namespace}).WithContext(ctx)
+	var err error
+	if want == "" {
+		_, err = c.Nomad.Variables().Delete(path, w)
+	} else {
+		_, _, err = c.Nomad.Variables().Update(&api.Variable{Namespace: job.Namespace, Path: path, Items: api.VariableItems{translate.GateItem: want}}, w)
+	}
+	if err != nil {
+		return fmt.Errorf("set the gate of task %s of job %s: %w", task, job.ID, err)
+	}
+	c.with(pod.UID, func(s *podState) { s.gates[task] = want })
+	return nil
+}
+
+// mayHaveGate says whether a former self may have left a gate behind: only a
+// pod that has restarted can have one. A plain pod costs no write.
+func (c *Controller) mayHaveGate(pod *corev1.Pod) bool {
+	for i := range pod.Status.ContainerStatuses {
+		st := &pod.Status.ContainerStatuses[i]
+		if st.RestartCount > 0 || st.State.Waiting != nil && st.State.Waiting.Reason != "ContainerCreating" && st.State.Waiting.Reason != "PodInitializing" {
+			return true
+		}
+	}
+	return false
+}

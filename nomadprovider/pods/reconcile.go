@@ -1,0 +1,338 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/projection"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// Reasons of events and of failed pods.
+const (
+	reasonRefused     = "Refused"
+	reasonTooLarge    = "ProjectionTooLarge"
+	reasonConfigError = "CreateContainerConfigError"
+	reasonLost        = "NomadJobLost"
+	reasonReplaced    = "NomadAllocationReplaced"
+	reasonUnplaced    = "FailedPlacement"
+	reasonPlaced      = "Placed"
+	reasonApprox      = "Approximated"
+	reasonRegistered  = "Registered"
+	reasonRejected    = "NomadRejectedJob"
+)
+
+// reconcile moves a pod one step; again asks for another pass after that time.
+func (c *Controller) reconcile(ctx context.Context, uid types.UID) (again time.Duration, err error) {
+	pod := c.pod(uid)
+	entry, known := c.cache.Get(uid)
+	switch {
+	case pod == nil:
+		return c.reap(ctx, uid, entry, known)
+	case pod.DeletionTimestamp != nil:
+		return c.terminate(ctx, pod, entry, known)
+	case finished(pod):
+		return 0, c.retire(ctx, pod, entry, known)
+	case !known:
+		return c.start(ctx, pod)
+	case entry.Job.Stopped && len(live(entry)) == 0 && len(entry.Allocs) == 0:
+		// Somebody stopped the job before Nomad placed it.
+		return 0, c.fail(ctx, pod, reasonLost, "the pod's Nomad job was stopped before it ran")
+	default:
+		return c.follow(ctx, pod, entry)
+	}
+}
+
+func finished(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+// start registers the job of a pod that Nomad does not know.
+func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration, error) {
+	node := c.nodes[pod.Spec.NodeName]
+	profile := node.Profile()
+	if id := translate.AllocID(&pod.Status); id != "" {
+		return 0, c.lost(ctx, pod, profile, id)
+	}
+	result, wait, err := c.translate(pod, profile)
+	if err != nil || wait {
+		return 0, c.refuseOrWait(ctx, pod, err)
+	}
+	id := *result.Job.ID
+	next, err := c.writer.Sync(ctx, c.Nomad, profile.Namespace, id, pod, result.Items, true)
+	if err != nil {
+		return 0, c.refuseOrWait(ctx, pod, err)
+	}
+	resp, _, err := c.Nomad.Jobs().RegisterOpts(result.Job, &api.RegisterOptions{EnforceIndex: true, ModifyIndex: 0},
+		(&api.WriteOptions{Namespace: profile.Namespace}).WithContext(ctx))
+	switch {
+	case err == nil:
+		c.cache.Registered(pod.UID, allocs.Job{
+			ID: id, Name: *result.Job.Name, Namespace: profile.Namespace,
+			CreateIndex: resp.JobModifyIndex, ModifyIndex: resp.JobModifyIndex,
+		})
+		c.with(pod.UID, func(s *podState) { s.projected = true })
+	case strings.Contains(err.Error(), api.RegisterEnforceIndexErrPrefix):
+		// It exists: a former self registered it and its event is on the way.
+	case rejected(err):
+		c.Recorder.Eventf(pod, corev1.EventTypeWarning, reasonRejected, "Nomad does not take the pod's job: %v", err)
+		return 0, c.fail(ctx, pod, reasonRejected, fmt.Sprintf("Nomad does not take the pod's job: %v", err))
+	default:
+		return 0, fmt.Errorf("register job %s: %w", id, err)
+	}
+	c.tell(pod, id, result.Notes)
+	return next, nil
+}
+
+// rejected tells an answer about the job itself from trouble on the way.
+func rejected(err error) bool {
+	var r api.UnexpectedResponseError
+	if !errors.As(err, &r) || !r.HasStatusCode() {
+		return false
+	}
+	if r.StatusCode() == http.StatusBadRequest {
+		return true
+	}
+	// Nomad answers 500 for a job that does not validate
+	// (nomad/job_endpoint.go, multierror of Validate).
+	return r.StatusCode() == http.StatusInternalServerError &&
+		(strings.Contains(r.Body(), "error occurred:") || strings.Contains(r.Body(), "errors occurred:"))
+}
+
+// tell puts what was only approximated into one event; a plain pod gets none.
+func (c *Controller) tell(pod *corev1.Pod, id string, notes []translate.Note) {
+	if len(notes) == 0 {
+		return
+	}
+	parts := make([]string, len(notes))
+	for i, n := range notes {
+		parts[i] = n.Field + ": " + n.Message
+	}
+	c.Recorder.Eventf(pod, corev1.EventTypeNormal, reasonApprox, "job %s: %s", id, truncate(strings.Join(parts, "; "), 900))
+}
+
+func truncate(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n] + " ..."
+}
+
+// translate returns wait when the objects that the pod names are not read yet.
+func (c *Controller) translate(pod *corev1.Pod, profile translate.NodeProfile) (result *translate.Result, wait bool, err error) {
+	if !c.objects.Watch(c.life, pod) {
+		return nil, true, nil
+	}
+	in := translate.Inputs{Cluster: c.Cluster, Node: profile}
+	in.ConfigMaps, in.Secrets = c.objects.Keys(pod.UID)
+	if in.Services, err = c.visibleServices(pod); err != nil {
+		return nil, false, err
+	}
+	result, err = translate.Job(pod, in)
+	return result, false, err
+}
+
+// refuseOrWait handles what keeps a pod from being registered: a nil error
+// waits for objects to be read, a missing object is waited for in the open, a
+// refusal is final, the rest is trouble to be retried.
+func (c *Controller) refuseOrWait(ctx context.Context, pod *corev1.Pod, err error) error {
+	var refused *translate.RefusedError
+	var missing *translate.MissingError
+	var large *projection.TooLargeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &refused):
+		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonRefused, truncate(refused.Error(), 1000))
+		return c.fail(ctx, pod, reasonRefused, refused.Error())
+	case errors.As(err, &large):
+		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonTooLarge, large.Error())
+		return c.fail(ctx, pod, reasonTooLarge, large.Error())
+	case errors.As(err, &missing):
+		w := &corev1.ContainerStateWaiting{Reason: reasonConfigError, Message: missing.Error()}
+		changed, err := c.report(ctx, pod, translate.Status(pod, nil, c.facts(pod, nil, "", w)))
+		if changed {
+			c.Recorder.Event(pod, corev1.EventTypeWarning, "Failed", "Error: "+missing.Error())
+		}
+		return err
+	}
+	return err
+}
+
+// lost handles a pod that once had an allocation and whose job is not in the
+// view. Nomad itself is asked before anything final is said.
+func (c *Controller) lost(ctx context.Context, pod *corev1.Pod, profile translate.NodeProfile, alloc string) error {
+	id := translate.JobID(c.Cluster, pod.UID)
+	_, _, err := c.Nomad.Jobs().Info(id, (&api.QueryOptions{Namespace: profile.Namespace}).WithContext(ctx))
+	switch {
+	case err == nil:
+		return fmt.Errorf("job %s is there but its event has not arrived", id)
+	case !notFound(err):
+		return fmt.Errorf("ask for job %s: %w", id, err)
+	}
+	msg := fmt.Sprintf("Nomad has no job %s any more (allocation %s): it was purged by somebody else, or Nomad lost its state", id, alloc)
+	c.Recorder.Event(pod, corev1.EventTypeWarning, reasonLost, msg)
+	return c.fail(ctx, pod, reasonLost, msg)
+}
+
+func notFound(err error) bool {
+	var r api.UnexpectedResponseError
+	return errors.As(err, &r) && r.StatusCode() == http.StatusNotFound
+}
+
+// follow brings a pod's status up to what Nomad says, and works its gates.
+func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.Entry) (time.Duration, error) {
+	alloc := primary(pod, entry)
+	if other := usurper(entry, alloc); other != nil {
+		return 0, c.replaced(ctx, pod, entry, alloc, other)
+	}
+	again, err := c.workGates(ctx, pod, entry.Job, alloc)
+	if err != nil {
+		return 0, err
+	}
+	refresh, err := c.project(ctx, pod, entry.Job)
+	if err != nil {
+		return 0, err
+	}
+	if refresh > 0 && (again == 0 || refresh < again) {
+		again = refresh
+	}
+	c.tellPlacement(pod, alloc, entry.Unplaced)
+	status := translate.Status(pod, alloc, c.facts(pod, alloc, entry.Unplaced, nil))
+	if alloc != nil && alloc.ClientTerminalStatus() {
+		status = translate.Final(pod, status, c.facts(pod, alloc, "", nil))
+	}
+	if deadline, over := c.deadline(pod, &status); over {
+		return 0, c.fail(ctx, pod, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+	} else if deadline > 0 && (again == 0 || deadline < again) {
+		again = deadline
+	}
+	_, err = c.report(ctx, pod, status)
+	return again, err
+}
+
+// deadline says how long the pod may still be active (activeDeadlineSeconds),
+// 0 when it has no deadline.
+func (c *Controller) deadline(pod *corev1.Pod, s *corev1.PodStatus) (left time.Duration, over bool) {
+	if pod.Spec.ActiveDeadlineSeconds == nil || s.StartTime == nil || s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed {
+		return 0, false
+	}
+	left = s.StartTime.Add(time.Duration(*pod.Spec.ActiveDeadlineSeconds) * time.Second).Sub(c.Clock.Now())
+	return left, left <= 0
+}
+
+// project keeps the Variable of a running pod current: after a change of an
+// object it names, and once after this process started.
+func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Job) (time.Duration, error) {
+	var due bool
+	c.with(pod.UID, func(s *podState) { due = s.dirty || !s.projected; s.dirty = false })
+	if !due {
+		return 0, nil
+	}
+	retry := func(err error) (time.Duration, error) {
+		c.with(pod.UID, func(s *podState) { s.dirty = true })
+		return 0, err
+	}
+	result, wait, err := c.translate(pod, c.nodes[pod.Spec.NodeName].Profile())
+	if wait {
+		return retry(nil)
+	}
+	var missing *translate.MissingError
+	var refused *translate.RefusedError
+	if errors.As(err, &missing) || errors.As(err, &refused) {
+		return 0, nil // it runs with what it has, as on the kubelet
+	}
+	if err != nil {
+		return retry(err)
+	}
+	next, err := c.writer.Sync(ctx, c.Nomad, job.Namespace, job.ID, pod, result.Items, false)
+	if errors.As(err, &missing) {
+		return 0, nil
+	}
+	if err != nil {
+		return retry(err)
+	}
+	c.with(pod.UID, func(s *podState) { s.projected = true })
+	return next, nil
+}
+
+func (c *Controller) tellPlacement(pod *corev1.Pod, alloc *api.Allocation, unplaced string) {
+	var waiting bool
+	for _, cond := range pod.Status.Conditions {
+		if cond.Type == translate.ConditionPlaced && cond.Status == corev1.ConditionFalse {
+			waiting = cond.Message == unplaced || alloc != nil
+			if alloc != nil {
+				c.Recorder.Eventf(pod, corev1.EventTypeNormal, reasonPlaced, "Nomad placed the pod on client %s", alloc.NodeName)
+			}
+		}
+	}
+	if alloc == nil && unplaced != "" && !waiting {
+		c.Recorder.Eventf(pod, corev1.EventTypeWarning, reasonUnplaced, "Nomad has no place for the pod and will place it when there is: %s", unplaced)
+	}
+}
+
+// replaced ends a pod whose allocation Nomad has replaced behind our back, for
+// a drain or by hand: a second copy with another address is another pod, and
+// making it is the business of the pod's controller.
+func (c *Controller) replaced(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, old, other *api.Allocation) error {
+	msg := fmt.Sprintf("Nomad replaced allocation %s (%s) by %s", old.ID, old.DesiredDescription, other.ID)
+	if err := c.stop(ctx, entry.Job); err != nil {
+		return err
+	}
+	c.Recorder.Event(pod, corev1.EventTypeWarning, reasonReplaced, msg)
+	return c.fail(ctx, pod, reasonReplaced, msg)
+}
+
+// primary is the allocation that is the pod: the one its status names, else
+// the oldest.
+func primary(pod *corev1.Pod, entry allocs.Entry) *api.Allocation {
+	id := translate.AllocID(&pod.Status)
+	for _, a := range entry.Allocs {
+		if a.ID == id {
+			return a
+		}
+	}
+	if len(entry.Allocs) > 0 {
+		return entry.Allocs[0]
+	}
+	return nil
+}
+
+// usurper is a live allocation beside the pod's own.
+func usurper(entry allocs.Entry, own *api.Allocation) *api.Allocation {
+	for _, a := range entry.Allocs {
+		if a.ID != own.ID && !a.ClientTerminalStatus() && a.DesiredStatus == api.AllocDesiredStatusRun {
+			return a
+		}
+	}
+	return nil
+}
+
+func live(entry allocs.Entry) []*api.Allocation {
+	var out []*api.Allocation
+	for _, a := range entry.Allocs {
+		if !a.ClientTerminalStatus() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// retire stops the job of a pod that has finished: parked containers and
+// sidecars end with it. The job stays until the pod object is gone, for its logs.
+func (c *Controller) retire(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, known bool) error {
+	c.objects.Release(pod.UID)
+	if !known || entry.Job.Stopped || len(entry.Allocs) > 0 && len(live(entry)) == 0 {
+		return nil
+	}
+	return c.stop(ctx, entry.Job)
+}

@@ -1,0 +1,91 @@
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// facts gathers what translate.Status is handed besides pod and allocation.
+func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced string, waiting *corev1.ContainerStateWaiting) translate.Facts {
+	f := translate.Facts{
+		Now: c.Clock.Now(), Unplaced: unplaced, Waiting: waiting,
+		StartFailures: map[string]uint64{}, Backoff: map[string]time.Duration{},
+	}
+	if alloc == nil {
+		return f
+	}
+	if n := c.nodes[pod.Spec.NodeName]; n != nil {
+		f.HostIP = n.HostIP(alloc.NodeID)
+	}
+	c.with(pod.UID, func(s *podState) {
+		for task, ts := range alloc.TaskStates {
+			if ts.StartedAt.IsZero() {
+				s.startFailures[task] = ts.Restarts
+			}
+			f.StartFailures[task] = s.startFailures[task]
+			if cr := s.crashes[task]; cr != nil {
+				f.Backoff[task] = cr.backoff()
+			}
+		}
+	})
+	return f
+}
+
+// report patches the pod's status to what it should be, if it is not: a
+// strategic merge patch of the difference, as the kubelet's status manager
+// sends, so that conditions and metadata of others stay as they are.
+func (c *Controller) report(ctx context.Context, pod *corev1.Pod, status corev1.PodStatus) (changed bool, err error) {
+	if equality.Semantic.DeepEqual(pod.Status, status) {
+		return false, nil
+	}
+	patch, err := statusPatch(pod, status)
+	if err != nil {
+		return false, fmt.Errorf("make a status patch for pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	if patch == nil {
+		return false, nil
+	}
+	_, err = c.Kube.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) && c.pod(pod.UID) == nil {
+		return false, nil // gone; its deletion is on the way to us
+	}
+	if err != nil {
+		return false, fmt.Errorf("patch the status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return true, nil
+}
+
+func statusPatch(pod *corev1.Pod, status corev1.PodStatus) ([]byte, error) {
+	// The UID makes sure that a later pod of the same name is not meant.
+	before, err := json.Marshal(corev1.Pod{Status: pod.Status})
+	if err != nil {
+		return nil, err
+	}
+	after, err := json.Marshal(corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: pod.UID}, Status: status})
+	if err != nil {
+		return nil, err
+	}
+	return strategicpatch.CreateTwoWayMergePatch(before, after, corev1.Pod{})
+}
+
+// fail makes the pod's phase Failed for good.
+func (c *Controller) fail(ctx context.Context, pod *corev1.Pod, reason, message string) error {
+	var alloc *api.Allocation
+	if entry, ok := c.cache.Get(pod.UID); ok {
+		alloc = primary(pod, entry)
+	}
+	_, err := c.report(ctx, pod, translate.Failed(pod, reason, truncate(message, 2000), c.facts(pod, alloc, "", nil)))
+	return err
+}

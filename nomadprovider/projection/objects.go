@@ -1,0 +1,290 @@
+package projection
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+type kind string
+
+const (
+	configMap kind = "configmap"
+	secret    kind = "secret"
+)
+
+// ref names one object that a pod refers to.
+type ref struct {
+	kind            kind
+	namespace, name string
+}
+
+// Objects watches the ConfigMaps and Secrets that pods name.
+type Objects struct {
+	kube   kubernetes.Interface
+	notify func(types.UID)
+
+	mu      sync.Mutex
+	watched map[ref]*object
+	pods    map[types.UID][]ref
+}
+
+type object struct {
+	stop   context.CancelFunc
+	users  map[types.UID]struct{}
+	synced bool
+	// data is nil while the object does not exist.
+	data map[string][]byte
+}
+
+// NewObjects makes an Objects that calls notify, without locks held, for every
+// pod that names an object whose content changed.
+func NewObjects(kube kubernetes.Interface, notify func(types.UID)) *Objects {
+	return &Objects{kube: kube, notify: notify, watched: map[ref]*object{}, pods: map[types.UID][]ref{}}
+}
+
+// Watch sees to it that all objects the pod names are watched; ready is false
+// until each of them has been read once, and the pod is notified then. The
+// watches end with ctx or with [Objects.Release].
+func (o *Objects) Watch(ctx context.Context, pod *corev1.Pod) (ready bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	refs, known := o.pods[pod.UID]
+	if !known {
+		refs = references(pod)
+		o.pods[pod.UID] = refs
+	}
+	ready = true
+	for _, r := range refs {
+		obj := o.watched[r]
+		if obj == nil {
+			obj = o.start(ctx, r)
+		}
+		obj.users[pod.UID] = struct{}{}
+		ready = ready && obj.synced
+	}
+	return ready
+}
+
+// Release ends the watches that only this pod needed.
+func (o *Objects) Release(uid types.UID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.pods[uid] {
+		obj := o.watched[r]
+		if obj == nil {
+			continue
+		}
+		if delete(obj.users, uid); len(obj.users) == 0 {
+			obj.stop()
+			delete(o.watched, r)
+		}
+	}
+	delete(o.pods, uid)
+}
+
+// Keys are the keys of the objects that the pod names; an object that does not
+// exist has no entry.
+func (o *Objects) Keys(uid types.UID) (configMaps, secrets translate.Keys) {
+	configMaps, secrets = translate.Keys{}, translate.Keys{}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.pods[uid] {
+		obj := o.watched[r]
+		if obj == nil || obj.data == nil {
+			continue
+		}
+		keys := slices.Sorted(maps.Keys(obj.data))
+		if r.kind == configMap {
+			configMaps[r.name] = keys
+		} else {
+			secrets[r.name] = keys
+		}
+	}
+	return configMaps, secrets
+}
+
+// value returns the content of one key.
+func (o *Objects) value(r ref, key string) ([]byte, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if obj := o.watched[r]; obj != nil {
+		v, ok := obj.data[key]
+		return v, ok
+	}
+	return nil, false
+}
+
+// start watches one object. The caller holds the lock.
+func (o *Objects) start(ctx context.Context, r ref) *object {
+	ctx, stop := context.WithCancel(ctx)
+	obj := &object{stop: stop, users: map[types.UID]struct{}{}}
+	o.watched[r] = obj
+	lw, example := o.listWatch(ctx, r)
+	set := func(data map[string][]byte, listed bool) { o.set(obj, data, listed) }
+	informer := cache.NewSharedInformer(lw, example, 0)
+	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{ // fails only on a stopped informer
+		AddFunc:    func(x any) { set(content(x), false) },
+		UpdateFunc: func(_, x any) { set(content(x), false) },
+		DeleteFunc: func(any) { set(nil, false) },
+	})
+	go informer.RunWithContext(ctx)
+	go func() {
+		if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+			var data map[string][]byte
+			for _, x := range informer.GetStore().List() {
+				data = content(x)
+			}
+			set(data, true)
+		}
+	}()
+	return obj
+}
+
+func (o *Objects) set(obj *object, data map[string][]byte, listed bool) {
+	o.mu.Lock()
+	changed := !maps.EqualFunc(obj.data, data, slices.Equal[[]byte]) || (obj.data == nil) != (data == nil) || listed && !obj.synced
+	obj.data = data
+	obj.synced = obj.synced || listed
+	var users []types.UID
+	if changed && obj.synced {
+		users = slices.Collect(maps.Keys(obj.users))
+	}
+	o.mu.Unlock()
+	for _, uid := range users {
+		o.notify(uid)
+	}
+}
+
+func (o *Objects) listWatch(ctx context.Context, r ref) (cache.ListerWatcher, runtime.Object) {
+	only := func(opts *metav1.ListOptions) {
+		opts.FieldSelector = fields.OneTermEqualSelector("metadata.name", r.name).String()
+	}
+	if r.kind == configMap {
+		c := o.kube.CoreV1().ConfigMaps(r.namespace)
+		return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+				only(&opts)
+				return c.List(ctx, opts)
+			},
+			WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+				only(&opts)
+				return c.Watch(ctx, opts)
+			},
+		}, o.kube), &corev1.ConfigMap{}
+	}
+	c := o.kube.CoreV1().Secrets(r.namespace)
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+			only(&opts)
+			return c.List(ctx, opts)
+		},
+		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+			only(&opts)
+			return c.Watch(ctx, opts)
+		},
+	}, o.kube), &corev1.Secret{}
+}
+
+func content(x any) map[string][]byte {
+	out := map[string][]byte{}
+	switch obj := x.(type) {
+	case *corev1.ConfigMap:
+		for k, v := range obj.Data {
+			out[k] = []byte(v)
+		}
+		maps.Copy(out, obj.BinaryData)
+	case *corev1.Secret:
+		maps.Copy(out, obj.Data)
+	}
+	return out
+}
+
+// references lists the ConfigMaps and Secrets that a pod names, each once.
+func references(pod *corev1.Pod) []ref {
+	seen := map[ref]struct{}{}
+	add := func(k kind, name string) {
+		if name != "" {
+			seen[ref{k, pod.Namespace, name}] = struct{}{}
+		}
+	}
+	for _, s := range pod.Spec.ImagePullSecrets {
+		add(secret, s.Name)
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			containerReferences(&list[i], add)
+		}
+	}
+	for i := range pod.Spec.Volumes {
+		volumeReferences(&pod.Spec.Volumes[i].VolumeSource, add)
+	}
+	return slices.SortedFunc(maps.Keys(seen), func(a, b ref) int {
+		if a.kind+kind(a.name) < b.kind+kind(b.name) {
+			return -1
+		}
+		return 1
+	})
+}
+
+func containerReferences(c *corev1.Container, add func(kind, string)) {
+	for _, e := range c.EnvFrom {
+		if e.ConfigMapRef != nil {
+			add(configMap, e.ConfigMapRef.Name)
+		}
+		if e.SecretRef != nil {
+			add(secret, e.SecretRef.Name)
+		}
+	}
+	for _, e := range c.Env {
+		if e.ValueFrom == nil {
+			continue
+		}
+		if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
+			add(configMap, r.Name)
+		}
+		if r := e.ValueFrom.SecretKeyRef; r != nil {
+			add(secret, r.Name)
+		}
+	}
+}
+
+func volumeReferences(v *corev1.VolumeSource, add func(kind, string)) {
+	if v.ConfigMap != nil {
+		add(configMap, v.ConfigMap.Name)
+	}
+	if v.Secret != nil {
+		add(secret, v.Secret.SecretName)
+	}
+	if v.Projected == nil {
+		return
+	}
+	for _, s := range v.Projected.Sources {
+		if s.ConfigMap != nil {
+			add(configMap, s.ConfigMap.Name)
+		}
+		if s.Secret != nil {
+			add(secret, s.Secret.Name)
+		}
+	}
+}
+
+// tokenRefresh is the share of a token's life after which it is replaced
+// (pkg/kubelet/token/token_manager.go).
+const tokenRefresh = 0.8
+
+// retryToken is how soon a refresh is tried when a token is past its time.
+const retryToken = 10 * time.Second

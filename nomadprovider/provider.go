@@ -1,0 +1,163 @@
+package nomadprovider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/kubelet"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/pods"
+)
+
+// workers is how many pods are worked on at once. Each takes at most one
+// connection to Nomad, which allows 100 per client address
+// (limits.http_max_conns_per_client), and streams need some too.
+const workers = 32
+
+// Provider is everything that runs in one process.
+type Provider struct {
+	Config  *config.Config
+	Kube    kubernetes.Interface
+	Nomad   *api.Client
+	Cluster string // ID, part of every job's ID
+	NodeIP  string
+	Version string
+	Log     hclog.Logger
+}
+
+// Run acts whenever it leads, until ctx ends or something is wrong that
+// another try would not mend.
+func (p *Provider) Run(ctx context.Context) error {
+	if p.Config.LeaderElection.Disabled {
+		return p.lead(ctx)
+	}
+	return p.elect(ctx, p.lead)
+}
+
+// lead runs one term of office. All state is made anew: what a former term
+// knew may be out of date.
+func (p *Provider) lead(ctx context.Context) error {
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	defer events.Shutdown()
+	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: p.Kube.CoreV1().Events("")})
+	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "nomad-kubelet"})
+
+	clients := node.NewClients(p.Nomad, p.Log.Named("clients"), clock.RealClock{})
+	region := p.region(clients)
+	nodes := make([]*node.Node, len(p.Config.VirtualNodes))
+	views := make([]pods.Node, len(nodes))
+	for i, vn := range p.Config.VirtualNodes {
+		nodes[i] = node.New(node.Options{
+			Config: vn, Clients: clients, Kube: p.Kube, Region: region, NodeIP: p.NodeIP,
+			Port: int32(p.Config.Kubelet.Port + i), Version: node.KubeletVersion(p.Version), Recorder: recorder,
+			Log: p.Log.Named("node").With("node", vn.Name),
+		})
+		views[i] = view{nodes[i], clients}
+	}
+	ctrl := pods.New(pods.Options{
+		Kube: p.Kube, Nomad: p.Nomad, Cluster: p.Cluster, Nodes: views, Recorder: recorder,
+		Clock: clock.RealClock{}, Log: p.Log.Named("pods"), OrphanGuard: p.Config.OrphanGuard.Duration, Workers: workers,
+	})
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { clients.Run(ctx); return nil })
+	for i, n := range nodes {
+		vn := p.Config.VirtualNodes[i]
+		server, err := kubelet.New(kubelet.Options{
+			Node: vn.Name, Config: p.Config.Kubelet, NodeIP: p.NodeIP, Port: p.Config.Kubelet.Port + i,
+			Kube: p.Kube, Nomad: p.Nomad, Namespace: vn.Namespace, Pods: finder{ctrl, vn.Name},
+			List: func() []*corev1.Pod { return ctrl.Pods(vn.Name) }, Runtimes: vn.Runtimes,
+			Log: p.Log.Named("kubelet"),
+		})
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return n.Run(ctx) })
+		g.Go(func() error { return server.Run(ctx) })
+	}
+	g.Go(func() error { return ctrl.Run(ctx) })
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// region is the configured one, or what Nomad says; empty lets the agent that
+// is asked decide.
+func (p *Provider) region(clients *node.Clients) string {
+	if p.Config.Nomad.Region != "" {
+		return p.Config.Nomad.Region
+	}
+	region, err := clients.Region()
+	if err != nil {
+		p.Log.Warn("Nomad does not tell its region", "error", err)
+	}
+	return region
+}
+
+// view shows a virtual node to the pods room.
+type view struct {
+	*node.Node
+	clients *node.Clients
+}
+
+// HostIP is the address of a Nomad client.
+func (v view) HostIP(id string) string {
+	c, _ := v.clients.Client(id)
+	return c.HostIP
+}
+
+// finder shows the pods of one virtual node to its kubelet API.
+type finder struct {
+	ctrl *pods.Controller
+	node string
+}
+
+// Find implements [kubelet.Pods].
+func (f finder) Find(namespace, name string) (*corev1.Pod, string, error) {
+	pod, alloc, err := f.ctrl.Find(f.node, namespace, name)
+	if err != nil || alloc == nil {
+		return pod, "", err
+	}
+	return pod, alloc.ID, nil
+}
+
+// ClusterID is the short stable ID of a Kubernetes cluster: the beginning of
+// the UID of its kube-system namespace, which no other cluster and no cluster
+// set up anew at the same address shares.
+func ClusterID(ctx context.Context, kube kubernetes.Interface, log hclog.Logger) (string, error) {
+	const patience, pause = time.Minute, 3 * time.Second
+	deadline := time.Now().Add(patience)
+	for {
+		id, err := clusterID(ctx, kube)
+		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
+			return id, err
+		}
+		log.Warn("the API server does not answer yet", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+func clusterID(ctx context.Context, kube kubernetes.Interface) (string, error) {
+	ns, err := kube.CoreV1().Namespaces().Get(ctx, "kube-system", getOptions)
+	if err != nil {
+		return "", fmt.Errorf("read namespace kube-system, whose UID identifies the cluster (or set cluster in the configuration): %w", err)
+	}
+	return string(ns.UID)[:8], nil
+}

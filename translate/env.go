@@ -1,0 +1,262 @@
+package translate
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// environment is a container's variables while they are put together.
+type environment struct {
+	values   map[string]text
+	services map[string]string
+}
+
+// lookup resolves $(NAME): the container's own variables before those of
+// services, as the kubelet has it.
+func (e *environment) lookup(name string) (text, bool) {
+	if v, ok := e.values[name]; ok {
+		return v, true
+	}
+	if v, ok := e.services[name]; ok {
+		return literal(v), true
+	}
+	return nil, false
+}
+
+// reference resolves $(NAME) in command and args. What is not known now is
+// taken from the variable itself when the task starts.
+func (e *environment) reference(name string) (text, bool) {
+	v, ok := e.lookup(name)
+	if !ok {
+		return nil, false
+	}
+	if s, ok := v.static(); ok {
+		return literal(s), true
+	}
+	return text{{env: name}}, true
+}
+
+// environment computes a container's variables with the rules of the
+// kubelet's makeEnvironmentVariables (pkg/kubelet/kubelet_pods.go) and hands
+// them to the task.
+func (b *builder) environment(c *container) {
+	e := &environment{values: map[string]text{}, services: b.serviceEnv()}
+	c.env = e
+	for i := range c.EnvFrom {
+		b.envFrom(c, e, &c.EnvFrom[i])
+	}
+	for i := range c.Env {
+		v := &c.Env[i]
+		field := c.path + ".env[" + v.Name + "]"
+		value, ok := b.envValue(c, e, v, field)
+		if !ok {
+			continue
+		}
+		if reason := unfitName(v.Name); reason != "" {
+			b.refuse(field, "%s", reason)
+			continue
+		}
+		e.values[v.Name] = value
+	}
+	b.deliverEnv(c, e)
+}
+
+func (b *builder) envValue(c *container, e *environment, v *corev1.EnvVar, field string) (text, bool) {
+	if v.Value != "" {
+		return expand(v.Value, e.lookup), true
+	}
+	from := v.ValueFrom
+	switch {
+	case from == nil:
+		return literal(""), true
+	case from.FieldRef != nil:
+		t, err := b.fieldValue(from.FieldRef.FieldPath)
+		if err != nil {
+			b.refuse(field+".valueFrom.fieldRef", "%v", err)
+			return nil, false
+		}
+		return t, true
+	case from.ResourceFieldRef != nil:
+		s, err := b.resourceValue(c, from.ResourceFieldRef, field+".valueFrom.resourceFieldRef")
+		if err != nil {
+			b.refuse(field+".valueFrom.resourceFieldRef", "%v", err)
+			return nil, false
+		}
+		return literal(s), true
+	case from.ConfigMapKeyRef != nil:
+		r := from.ConfigMapKeyRef
+		if !b.hasKey(kindConfigMap, r.Name, r.Key, isTrue(r.Optional)) {
+			return nil, false
+		}
+		return text{{item: b.items.add(Item{ConfigMap: &KeyRef{r.Name, r.Key}, Optional: isTrue(r.Optional)})}}, true
+	case from.SecretKeyRef != nil:
+		r := from.SecretKeyRef
+		if !b.hasKey(kindSecret, r.Name, r.Key, isTrue(r.Optional)) {
+			return nil, false
+		}
+		return text{{item: b.items.add(Item{Secret: &KeyRef{r.Name, r.Key}, Optional: isTrue(r.Optional)})}}, true
+	case from.FileKeyRef != nil:
+		b.refuse(field+".valueFrom.fileKeyRef", "variables from files of a volume are not there yet")
+		return nil, false
+	}
+	return literal(""), true
+}
+
+// envFrom adds all keys of a ConfigMap or Secret. Names that the task cannot
+// have are left out with a note, as the kubelet did with invalid ones.
+func (b *builder) envFrom(c *container, e *environment, from *corev1.EnvFromSource) {
+	var kind objectKind
+	var name string
+	var optional bool
+	switch {
+	case from.ConfigMapRef != nil:
+		kind, name, optional = kindConfigMap, from.ConfigMapRef.Name, isTrue(from.ConfigMapRef.Optional)
+	case from.SecretRef != nil:
+		kind, name, optional = kindSecret, from.SecretRef.Name, isTrue(from.SecretRef.Optional)
+	default:
+		return
+	}
+	keys, known := b.objectKeys(kind, name, optional)
+	if !known && b.in.Offline {
+		b.note(c.path+".envFrom", "the keys of %s %q are not known here, so its variables are left out", kind, name)
+	}
+	for _, key := range keys {
+		variable := from.Prefix + key
+		if reason := unfitName(variable); reason != "" {
+			b.note(c.path+".envFrom", "%s %q: variable %q is left out: %s", kind, name, variable, reason)
+			continue
+		}
+		e.values[variable] = text{{item: b.items.add(kind.item(name, key, true))}}
+	}
+}
+
+// Names that Nomad's reader of environment templates takes
+// (github.com/hashicorp/go-envparse). Every value may have to go through it.
+var fitName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_./]*$`)
+
+// Nomad replaces what these cannot hold in variables of its own.
+var nomadPrefixes = []string{"NOMAD_ADDR_", "NOMAD_IP_", "NOMAD_PORT_", "NOMAD_HOST_PORT_", "NOMAD_META_"}
+
+// unfitName tells why a task cannot have a variable of that name, "" if it can.
+func unfitName(name string) string {
+	if !fitName.MatchString(name) {
+		return "Nomad takes letters, digits, '_', '.' and '/' in the names of variables, a letter or '_' first"
+	}
+	for _, p := range nomadPrefixes {
+		if strings.HasPrefix(name, p) && strings.ContainsAny(name, "./") {
+			return "Nomad changes names that begin with " + p
+		}
+	}
+	return ""
+}
+
+// deliverEnv hands plain values to the task's env, and all others to a
+// template: what is projected must not stand in the job, and "${" cannot be
+// escaped in env.
+func (b *builder) deliverEnv(c *container, e *environment) {
+	plain := map[string]string{}
+	var lines []string
+	projected := false
+	names := sortedKeys(e.values)
+	for name, v := range e.services {
+		if _, own := e.values[name]; !own {
+			plain[name] = v
+		}
+	}
+	for _, name := range names {
+		v := e.values[name]
+		b.useRuntime(v)
+		if s, ok := v.plainEnv(); ok {
+			plain[name] = s
+			continue
+		}
+		projected = projected || v.projected()
+		lines = append(lines, name+"={{ "+v.template()+" | toJSON }}\n")
+	}
+	if len(plain) > 0 {
+		c.task.Env = plain
+	}
+	if len(lines) == 0 {
+		return
+	}
+	data := strings.Join(lines, "")
+	if projected {
+		data = `{{ with nomadVar "` + VariablePath(*b.job.ID) + `" }}` + data + `{{ end }}`
+	}
+	c.task.Templates = append(c.task.Templates, &api.Template{
+		EmbeddedTmpl: &data,
+		DestPath:     new("secrets/k8s/env"),
+		Envvars:      new(true),
+		// A running process keeps its environment, in Kubernetes too.
+		Once:       new(true),
+		ChangeMode: new("noop"),
+	})
+}
+
+// useRuntime notes what a value needs of Nomad.
+func (b *builder) useRuntime(v text) {
+	if v.uses(func(s segment) bool { return s.run == runPodIP }) {
+		b.needPort = true
+	}
+}
+
+// objectKind is a kind of object that pods take values from.
+type objectKind string
+
+// The kinds, as they stand in messages.
+const (
+	kindConfigMap objectKind = "configmap"
+	kindSecret    objectKind = "secret"
+)
+
+func (k objectKind) item(name, key string, optional bool) Item {
+	if k == kindSecret {
+		return Item{Secret: &KeyRef{name, key}, Optional: optional}
+	}
+	return Item{ConfigMap: &KeyRef{name, key}, Optional: optional}
+}
+
+// objectKeys lists the keys of an object in order. An absent object that is
+// not optional is missed, in the kubelet's words.
+func (b *builder) objectKeys(kind objectKind, name string, optional bool) (keys []string, known bool) {
+	from := b.in.ConfigMaps
+	if kind == kindSecret {
+		from = b.in.Secrets
+	}
+	have, ok := from[name]
+	if !ok {
+		if !optional && !b.in.Offline {
+			b.miss("%s %q not found", kind, name)
+		}
+		return nil, false
+	}
+	keys = slices.Clone(have)
+	slices.Sort(keys)
+	return slices.Compact(keys), true
+}
+
+// hasKey reports whether a value is there to be projected, and misses it if
+// it should be.
+func (b *builder) hasKey(kind objectKind, name, key string, optional bool) bool {
+	keys, known := b.objectKeys(kind, name, optional)
+	if !known {
+		return b.in.Offline
+	}
+	if slices.Contains(keys, key) {
+		return true
+	}
+	if !optional {
+		title := "ConfigMap"
+		if kind == kindSecret {
+			title = "Secret"
+		}
+		b.miss("couldn't find key %s in %s %s/%s", key, title, b.pod.Namespace, name)
+	}
+	return false
+}
+
+func isTrue(p *bool) bool { return p != nil && *p }

@@ -1,0 +1,359 @@
+package translate
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Facts is what a pod's status needs beyond the pod and the allocation.
+type Facts struct {
+	Now time.Time
+	// HostIP is the address of the Nomad client that runs the allocation.
+	HostIP string
+	// StartFailures counts, by task, the restarts that Nomad counted before
+	// the task ran for the first time (images that could not be pulled): they
+	// are no container restarts.
+	StartFailures map[string]uint64
+	// Backoff is the current back-off of a task that waits for its next
+	// start, for the message.
+	Backoff map[string]time.Duration
+	// Unplaced is Nomad's own reason for having no place for the pod; empty
+	// when it has one or has not answered yet.
+	Unplaced string
+	// Waiting is the reason and message of a pod that has no job yet, such as
+	// CreateContainerConfigError.
+	Waiting *corev1.ContainerStateWaiting
+}
+
+const (
+	// ConditionPlaced tells whether Nomad has found a client for the pod.
+	ConditionPlaced corev1.PodConditionType = Domain + "/Placed"
+
+	reasonCreating     = "ContainerCreating"
+	reasonInitializing = "PodInitializing"
+	reasonCrashLoop    = "CrashLoopBackOff"
+	reasonCompleted    = "Completed"
+	reasonError        = "Error"
+
+	taskPending = "pending"
+	taskRunning = "running"
+	taskDead    = "dead"
+)
+
+// ContainerID is the runtime-qualified ID of a container: nomad://<allocation>/<task>.
+func ContainerID(allocID, task string) string { return "nomad://" + allocID + "/" + task }
+
+// AllocID is the allocation that a pod's status was last reported of, empty
+// when none was.
+func AllocID(status *corev1.PodStatus) string {
+	for _, list := range [][]corev1.ContainerStatus{status.InitContainerStatuses, status.ContainerStatuses} {
+		for i := range list {
+			if rest, ok := strings.CutPrefix(list[i].ContainerID, "nomad://"); ok {
+				id, _, _ := strings.Cut(rest, "/")
+				return id
+			}
+		}
+	}
+	return ""
+}
+
+// Status is the pod's status as the kubelet would report it, from the
+// allocation (nil: none yet) and from the status last reported, which it
+// extends: what cannot be read back from Nomad (start time, last state, restart
+// counts) is kept. Conditions of others are kept too. pod is not changed.
+func Status(pod *corev1.Pod, alloc *api.Allocation, f Facts) corev1.PodStatus {
+	s := *pod.Status.DeepCopy()
+	if s.StartTime == nil {
+		t := metav1.NewTime(f.Now.Truncate(time.Second))
+		s.StartTime = &t
+	}
+	s.ObservedGeneration = pod.Generation
+	if s.QOSClass == "" {
+		s.QOSClass = qosClass(pod)
+	}
+	setAddresses(&s, pod, alloc, f)
+	v := view{pod: pod, alloc: alloc, facts: f}
+	s.InitContainerStatuses = v.containers(pod.Spec.InitContainers, s.InitContainerStatuses, true)
+	v.initialized = initialized(pod, s.InitContainerStatuses)
+	s.ContainerStatuses = v.containers(pod.Spec.Containers, s.ContainerStatuses, false)
+	s.Phase = phase(pod, &s, v.initialized)
+	if alloc != nil && s.Phase == corev1.PodFailed && s.Reason == "" && neverRan(&s) {
+		s.Reason, s.Message = "NomadAllocationFailed", alloc.ClientDescription
+	}
+	setConditions(&s, pod, alloc, f, v.initialized)
+	return s
+}
+
+func setAddresses(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f Facts) {
+	if alloc == nil {
+		return
+	}
+	if f.HostIP != "" {
+		s.HostIP, s.HostIPs = f.HostIP, []corev1.HostIP{{IP: f.HostIP}}
+	}
+	switch {
+	case pod.Spec.HostNetwork:
+		s.PodIP = f.HostIP
+	case alloc.NetworkStatus != nil && alloc.NetworkStatus.Address != "":
+		s.PodIP = alloc.NetworkStatus.Address
+	}
+	s.PodIPs = nil
+	if s.PodIP != "" {
+		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: s.PodIP})
+	}
+	if n := alloc.NetworkStatus; n != nil && n.AddressIPv6 != "" {
+		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: n.AddressIPv6})
+	}
+}
+
+// view gathers what the container functions share.
+type view struct {
+	pod         *corev1.Pod
+	alloc       *api.Allocation
+	facts       Facts
+	initialized bool
+}
+
+func (v *view) containers(specs []corev1.Container, old []corev1.ContainerStatus, init bool) []corev1.ContainerStatus {
+	if len(specs) == 0 {
+		return nil
+	}
+	out := make([]corev1.ContainerStatus, 0, len(specs))
+	for i := range specs {
+		var prev corev1.ContainerStatus
+		for j := range old {
+			if old[j].Name == specs[i].Name {
+				prev = old[j]
+			}
+		}
+		out = append(out, v.container(&specs[i], prev, init))
+	}
+	return out
+}
+
+func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init bool) corev1.ContainerStatus {
+	task := TaskName(c.Name)
+	st := corev1.ContainerStatus{
+		Name: c.Name, Image: c.Image, ImageID: prev.ImageID, ContainerID: prev.ContainerID,
+		RestartCount: prev.RestartCount, LastTerminationState: prev.LastTerminationState,
+		Started: new(bool),
+	}
+	var ts *api.TaskState
+	if v.alloc != nil {
+		ts = v.alloc.TaskStates[task]
+	}
+	if ts == nil {
+		st.State.Waiting = v.notStarted(init)
+		// What was terminated stays so when Nomad says nothing of it any more.
+		if prev.State.Terminated != nil {
+			st.State = prev.State
+		}
+		return st
+	}
+	if !ts.StartedAt.IsZero() {
+		st.ContainerID = ContainerID(v.alloc.ID, task)
+		if n := ts.Restarts - min(ts.Restarts, v.facts.StartFailures[task]); int32(n) > st.RestartCount {
+			st.RestartCount = int32(n)
+		}
+	}
+	st.State = v.state(c, ts, st.ContainerID, init)
+	last := lastTermination(ts, st.ContainerID)
+	switch {
+	case st.State.Terminated != nil:
+		// The restart is Nomad's; until it happens the count is the kubelet's.
+		if st.State.Terminated.ContainerID == "" {
+			st.State.Terminated.ContainerID = st.ContainerID
+		}
+		keepTermination(&st, prev)
+	case last != nil:
+		st.LastTerminationState = corev1.ContainerState{Terminated: last}
+	case prev.State.Terminated != nil:
+		st.LastTerminationState = prev.State
+	}
+	if st.State.Running != nil {
+		*st.Started = true
+		st.Ready = true
+		st.ImageID = c.Image
+	}
+	// An init container that has ended well is ready, as the kubelet reports it.
+	if init && st.State.Terminated != nil && st.State.Terminated.ExitCode == 0 {
+		st.Ready = true
+	}
+	return st
+}
+
+// keepTermination keeps the exit that was reported first: Nomad holds only ten
+// events per task and may push the exit out.
+func keepTermination(st *corev1.ContainerStatus, prev corev1.ContainerStatus) {
+	was, is := prev.State.Terminated, st.State.Terminated
+	if was != nil && was.StartedAt.Equal(&is.StartedAt) && was.ContainerID == is.ContainerID {
+		st.State.Terminated = was
+	}
+}
+
+func (v *view) notStarted(init bool) *corev1.ContainerStateWaiting {
+	if v.facts.Waiting != nil {
+		return v.facts.Waiting.DeepCopy()
+	}
+	if !init && len(v.pod.Spec.InitContainers) > 0 && !v.initialized || init && v.alloc != nil {
+		return &corev1.ContainerStateWaiting{Reason: reasonInitializing}
+	}
+	return &corev1.ContainerStateWaiting{Reason: reasonCreating}
+}
+
+func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init bool) corev1.ContainerState {
+	switch ts.State {
+	case taskRunning:
+		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metaTime(ts.StartedAt)}}
+	case taskDead:
+		return corev1.ContainerState{Terminated: v.ended(ts, id)}
+	}
+	// pending: not started yet, between two runs, or over for good.
+	if t := lastTermination(ts, id); t != nil && lastIs(ts, api.TaskTerminated, api.TaskDriverFailure) == api.TaskTerminated {
+		if !RestartsAfter(v.pod, c, init, t.ExitCode) || ts.Restarts <= 1 {
+			return corev1.ContainerState{Terminated: t}
+		}
+		return waiting(reasonCrashLoop, fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
+			v.facts.Backoff[TaskName(c.Name)], c.Name, v.pod.Name, v.pod.Namespace, v.pod.UID))
+	}
+	if e := lastEvent(ts, api.TaskDriverFailure, api.TaskSetupFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed); e != nil {
+		return corev1.ContainerState{Waiting: startFailure(c, e, ts.Restarts)}
+	}
+	return corev1.ContainerState{Waiting: v.notStarted(init)}
+}
+
+// ended describes a task that Nomad will not start again.
+func (v *view) ended(ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
+	if t := lastTermination(ts, id); t != nil {
+		return t
+	}
+	t := &corev1.ContainerStateTerminated{
+		ExitCode: 137, Reason: reasonError, ContainerID: id,
+		StartedAt: metaTime(ts.StartedAt), FinishedAt: metaTime(ts.FinishedAt),
+	}
+	if e := lastEvent(ts, api.TaskDriverFailure, api.TaskSetupFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed); e != nil {
+		// The kubelet's code and reason for a container that could not be started.
+		t.ExitCode, t.Reason, t.Message = 128, "StartError", eventMessage(e)
+	} else if n := len(ts.Events); n > 0 {
+		t.Message = eventMessage(ts.Events[n-1])
+	}
+	return t
+}
+
+// RestartsAfter says whether the kubelet would start the container again
+// after it has exited with code (pkg/kubelet/container/helpers.go,
+// ShouldContainerBeRestarted).
+func RestartsAfter(pod *corev1.Pod, c *corev1.Container, init bool, code int32) bool {
+	policy := pod.Spec.RestartPolicy
+	if c.RestartPolicy != nil {
+		policy = corev1.RestartPolicy(*c.RestartPolicy)
+	} else if init && policy == corev1.RestartPolicyAlways {
+		policy = corev1.RestartPolicyOnFailure
+	}
+	return policy == corev1.RestartPolicyAlways || policy == corev1.RestartPolicyOnFailure && code != 0
+}
+
+func waiting(reason, message string) corev1.ContainerState {
+	return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
+}
+
+// startFailure names a failed start in the kubelet's terms.
+func startFailure(c *corev1.Container, e *api.TaskEvent, tries uint64) *corev1.ContainerStateWaiting {
+	msg := eventMessage(e)
+	lower := strings.ToLower(msg)
+	switch {
+	case e.Type == api.TaskArtifactDownloadFailed, strings.Contains(lower, "failed to pull"),
+		strings.Contains(lower, "failed to download image"), strings.Contains(lower, "pull access denied"):
+		if tries > 1 {
+			return &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: fmt.Sprintf("Back-off pulling image %q: %s", c.Image, msg)}
+		}
+		return &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: msg}
+	case e.Type == api.TaskSetupFailure, e.Type == api.TaskFailedValidation, strings.Contains(lower, "failed to parse config"):
+		return &corev1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: msg}
+	case strings.Contains(lower, "failed to create container"):
+		return &corev1.ContainerStateWaiting{Reason: "CreateContainerError", Message: msg}
+	}
+	return &corev1.ContainerStateWaiting{Reason: "RunContainerError", Message: msg}
+}
+
+func eventMessage(e *api.TaskEvent) string {
+	if e.DisplayMessage != "" {
+		return e.DisplayMessage
+	}
+	return e.Message
+}
+
+func lastEvent(ts *api.TaskState, kinds ...string) *api.TaskEvent {
+	for i := len(ts.Events) - 1; i >= 0; i-- {
+		for _, k := range kinds {
+			if ts.Events[i].Type == k {
+				return ts.Events[i]
+			}
+		}
+	}
+	return nil
+}
+
+func lastIs(ts *api.TaskState, kinds ...string) string {
+	if e := lastEvent(ts, kinds...); e != nil {
+		return e.Type
+	}
+	return ""
+}
+
+// lastTermination is the last exit that Nomad still has an event of.
+func lastTermination(ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
+	e := lastEvent(ts, api.TaskTerminated)
+	if e == nil {
+		return nil
+	}
+	t := &corev1.ContainerStateTerminated{
+		ExitCode:    ExitCode(e),
+		FinishedAt:  metaTime(time.Unix(0, e.Time)),
+		ContainerID: id,
+	}
+	if start := startBefore(ts, e.Time); start != nil {
+		t.StartedAt = metaTime(time.Unix(0, start.Time))
+	} else if ts.StartedAt.UnixNano() <= e.Time {
+		t.StartedAt = metaTime(ts.StartedAt)
+	}
+	switch {
+	case e.Details["oom_killed"] == "true":
+		t.Reason = "OOMKilled"
+	case t.ExitCode == 0:
+		t.Reason = reasonCompleted
+	default:
+		t.Reason = reasonError
+	}
+	return t
+}
+
+func startBefore(ts *api.TaskState, when int64) *api.TaskEvent {
+	for i := len(ts.Events) - 1; i >= 0; i-- {
+		if e := ts.Events[i]; e.Type == api.TaskStarted && e.Time <= when {
+			return e
+		}
+	}
+	return nil
+}
+
+// ExitCode is the exit code that a Terminated event tells.
+func ExitCode(e *api.TaskEvent) int32 {
+	if n, err := strconv.Atoi(e.Details["exit_code"]); err == nil {
+		return int32(n)
+	}
+	return int32(e.ExitCode)
+}
+
+func metaTime(t time.Time) metav1.Time {
+	if t.IsZero() {
+		return metav1.Time{}
+	}
+	return metav1.NewTime(t.Truncate(time.Second))
+}

@@ -1,0 +1,319 @@
+package translate
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// sidecar says whether an init container is a native sidecar.
+func sidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// initialized says whether the main containers may run: every init container
+// has ended well, every sidecar has started.
+func initialized(pod *corev1.Pod, statuses []corev1.ContainerStatus) bool {
+	for i := range pod.Spec.InitContainers {
+		st := statuses[i]
+		if sidecar(&pod.Spec.InitContainers[i]) {
+			if st.State.Running == nil && st.State.Terminated == nil {
+				return false
+			}
+		} else if t := st.State.Terminated; t == nil || t.ExitCode != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// phase follows the kubelet (pkg/kubelet/kubelet_pods.go, getPhase). A phase
+// that is final stays.
+func phase(pod *corev1.Pod, s *corev1.PodStatus, initDone bool) corev1.PodPhase {
+	if s.Phase == corev1.PodFailed || s.Phase == corev1.PodSucceeded {
+		return s.Phase
+	}
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		t := s.InitContainerStatuses[i].State.Terminated
+		if t == nil || t.ExitCode == 0 || sidecar(c) {
+			continue
+		}
+		if !RestartsAfter(pod, c, true, t.ExitCode) {
+			return corev1.PodFailed
+		}
+	}
+	if !initDone {
+		return corev1.PodPending
+	}
+	var running, waiting, stopped, failed int
+	for i := range pod.Spec.Containers {
+		st := &s.ContainerStatuses[i]
+		switch {
+		case st.State.Running != nil:
+			running++
+		case st.State.Terminated != nil:
+			if RestartsAfter(pod, &pod.Spec.Containers[i], false, st.State.Terminated.ExitCode) {
+				running++ // about to run again
+				continue
+			}
+			stopped++
+			if st.State.Terminated.ExitCode != 0 {
+				failed++
+			}
+		case st.LastTerminationState.Terminated != nil || st.ContainerID != "":
+			running++ // in back-off
+		default:
+			waiting++
+		}
+	}
+	switch {
+	case waiting > 0:
+		return corev1.PodPending
+	case running > 0:
+		return corev1.PodRunning
+	case failed > 0:
+		return corev1.PodFailed
+	default:
+		return corev1.PodSucceeded
+	}
+}
+
+// Final turns a status into that of a pod whose allocation is over: what has
+// not ended is told as ended, with the kubelet's exit code and reason for a
+// container whose end nobody saw, and the phase is final.
+func Final(pod *corev1.Pod, s corev1.PodStatus, f Facts) corev1.PodStatus {
+	s = *s.DeepCopy()
+	now := metaTime(f.Now)
+	failed := false
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+		for i := range list {
+			st := &list[i]
+			st.Ready = false
+			*st.Started = false
+			if st.State.Terminated == nil {
+				t := &corev1.ContainerStateTerminated{
+					ExitCode: 137, Reason: "ContainerStatusUnknown", FinishedAt: now, ContainerID: st.ContainerID,
+					Message: "The container could not be located when the pod was terminated",
+				}
+				if last := st.LastTerminationState.Terminated; st.State.Running == nil && last != nil {
+					t = last.DeepCopy()
+				}
+				st.State = corev1.ContainerState{Terminated: t}
+			}
+		}
+	}
+	for i := range s.ContainerStatuses {
+		failed = failed || s.ContainerStatuses[i].State.Terminated.ExitCode != 0
+	}
+	if s.Phase != corev1.PodSucceeded && s.Phase != corev1.PodFailed {
+		s.Phase = corev1.PodSucceeded
+		if failed || !initialized(pod, s.InitContainerStatuses) {
+			s.Phase = corev1.PodFailed
+		}
+	}
+	setConditions(&s, pod, nil, f, initialized(pod, s.InitContainerStatuses))
+	return s
+}
+
+// Failed is the final status of a pod that cannot run or whose job is lost.
+func Failed(pod *corev1.Pod, reason, message string, f Facts) corev1.PodStatus {
+	s := Status(pod, nil, f)
+	s.Phase, s.Reason, s.Message = corev1.PodFailed, reason, message
+	if AllocID(&pod.Status) != "" {
+		return Final(pod, s, f)
+	}
+	setConditions(&s, pod, nil, f, false)
+	return s
+}
+
+func neverRan(s *corev1.PodStatus) bool {
+	for i := range s.ContainerStatuses {
+		if s.ContainerStatuses[i].ContainerID != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// setConditions writes the kubelet's conditions and ours; those of others,
+// PodScheduled among them, are left as they are.
+func setConditions(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f Facts, initDone bool) {
+	over := s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed
+	set := func(t corev1.PodConditionType, ok bool, reason, message string) {
+		c := corev1.PodCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: pod.Generation}
+		if ok {
+			c.Status, c.Reason, c.Message = corev1.ConditionTrue, "", ""
+		}
+		setCondition(s, c, metav1.NewTime(f.Now.Truncate(1e9)))
+	}
+	completed := ""
+	if over {
+		completed = "PodFailed"
+		if s.Phase == corev1.PodSucceeded {
+			completed = "PodCompleted"
+		}
+	}
+	unready := unreadyNames(s.ContainerStatuses)
+	reason := func(r string) string {
+		if completed != "" {
+			return completed
+		}
+		return r
+	}
+	message := ""
+	if len(unready) > 0 && !over {
+		message = fmt.Sprintf("containers with unready status: [%s]", strings.Join(unready, " "))
+	}
+	set(corev1.PodReadyToStartContainers, !over && (s.PodIP != "" || alloc != nil && anyStarted(s)), "", "")
+	set(corev1.PodInitialized, initDone || s.Phase == corev1.PodSucceeded, reason("ContainersNotInitialized"), initMessage(s, initDone))
+	set(corev1.ContainersReady, !over && len(unready) == 0 && initDone, reason("ContainersNotReady"), message)
+	ready, gateMsg := len(unready) == 0 && initDone, ""
+	if ready {
+		ready, gateMsg = gates(pod, s)
+	}
+	if gateMsg != "" {
+		set(corev1.PodReady, !over && ready, reason("ReadinessGatesNotReady"), gateMsg)
+	} else {
+		set(corev1.PodReady, !over && ready, reason("ContainersNotReady"), message)
+	}
+	switch {
+	case f.Unplaced != "" && alloc == nil && !over:
+		set(ConditionPlaced, false, "Unschedulable", f.Unplaced)
+	case alloc != nil && hasCondition(s, ConditionPlaced):
+		set(ConditionPlaced, true, "", "")
+	}
+	if alloc != nil && alloc.ClientStatus == api.AllocClientStatusUnknown && !over {
+		set(corev1.PodReady, false, "NomadClientDisconnected", "Nomad has lost contact with the client that runs the pod")
+	}
+}
+
+func setCondition(s *corev1.PodStatus, c corev1.PodCondition, now metav1.Time) {
+	for i := range s.Conditions {
+		old := &s.Conditions[i]
+		if old.Type != c.Type {
+			continue
+		}
+		c.LastTransitionTime, c.LastProbeTime = old.LastTransitionTime, old.LastProbeTime
+		if old.Status != c.Status {
+			c.LastTransitionTime = now
+		}
+		*old = c
+		return
+	}
+	c.LastTransitionTime = now
+	s.Conditions = append(s.Conditions, c)
+}
+
+func hasCondition(s *corev1.PodStatus, t corev1.PodConditionType) bool {
+	for i := range s.Conditions {
+		if s.Conditions[i].Type == t {
+			return true
+		}
+	}
+	return false
+}
+
+func unreadyNames(statuses []corev1.ContainerStatus) []string {
+	var names []string
+	for i := range statuses {
+		if !statuses[i].Ready {
+			names = append(names, statuses[i].Name)
+		}
+	}
+	return names
+}
+
+func anyStarted(s *corev1.PodStatus) bool {
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+		for i := range list {
+			if list[i].ContainerID != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func initMessage(s *corev1.PodStatus, done bool) string {
+	if done {
+		return ""
+	}
+	return fmt.Sprintf("containers with incomplete status: [%s]", strings.Join(unreadyNames(s.InitContainerStatuses), " "))
+}
+
+// gates checks the pod's readiness gates; message names those that are not true.
+func gates(pod *corev1.Pod, s *corev1.PodStatus) (ok bool, message string) {
+	var missing []string
+	for _, g := range pod.Spec.ReadinessGates {
+		status := corev1.ConditionUnknown
+		for i := range s.Conditions {
+			if s.Conditions[i].Type == g.ConditionType {
+				status = s.Conditions[i].Status
+			}
+		}
+		if status != corev1.ConditionTrue {
+			missing = append(missing, fmt.Sprintf("the status of pod readiness gate %q is not \"True\", but %s", g.ConditionType, status))
+		}
+	}
+	return len(missing) == 0, strings.Join(missing, ", ")
+}
+
+// qosClass follows pkg/apis/core/v1/helper/qos: the API server sets it too,
+// this is for pods that come without.
+func qosClass(pod *corev1.Pod) corev1.PodQOSClass {
+	guaranteed, bestEffort := true, true
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+				req, lim := list[i].Resources.Requests[name], list[i].Resources.Limits[name]
+				if !req.IsZero() || !lim.IsZero() {
+					bestEffort = false
+				}
+				if lim.IsZero() || !req.IsZero() && req.Cmp(lim) != 0 {
+					guaranteed = false
+				}
+			}
+		}
+	}
+	switch {
+	case bestEffort:
+		return corev1.PodQOSBestEffort
+	case guaranteed:
+		return corev1.PodQOSGuaranteed
+	}
+	return corev1.PodQOSBurstable
+}
+
+// UnplacedReason puts Nomad's metrics of a failed placement into words, the
+// same that nomad job status prints.
+func UnplacedReason(m *api.AllocationMetric) string {
+	if m == nil {
+		return ""
+	}
+	var parts []string
+	add := func(n int, what string) {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, what))
+		}
+	}
+	if m.NodesEvaluated == 0 {
+		parts = append(parts, fmt.Sprintf("no client of node pool %q is ready and eligible in the job's datacenters", m.NodePool))
+	}
+	for _, k := range sortedKeys(m.ConstraintFiltered) {
+		add(m.ConstraintFiltered[k], fmt.Sprintf("clients filtered by constraint %q", k))
+	}
+	for _, k := range sortedKeys(m.DimensionExhausted) {
+		add(m.DimensionExhausted[k], fmt.Sprintf("clients without enough %s", k))
+	}
+	for _, q := range m.QuotaExhausted {
+		parts = append(parts, "quota reached: "+q)
+	}
+	if len(parts) == 0 {
+		add(m.NodesEvaluated, "clients evaluated, none fits")
+	}
+	return strings.Join(parts, ", ")
+}

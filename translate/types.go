@@ -1,0 +1,257 @@
+package translate
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// GroupName is the name of the one task group of every pod's job.
+	GroupName = "pod"
+
+	// ShapeVersion names the layout of the jobs this release writes. A
+	// release that changes the layout raises it and still understands the
+	// older ones.
+	ShapeVersion = 1
+
+	// Domain is the prefix of this project's annotations, labels and
+	// condition types.
+	Domain = "nomad-kubelet.io"
+
+	// AnnotationConstraints and AnnotationAffinities ask for a place among the
+	// pool's clients: a YAML list of {attribute, operator, value} and, for
+	// affinities, weight (-100..100), in the terms of Nomad's constraint and
+	// affinity blocks.
+	AnnotationConstraints = Domain + "/constraints"
+	AnnotationAffinities  = Domain + "/affinities"
+	// AnnotationImageChecksum is the checksum ("sha256:...") of a VM's disk
+	// image that is named by URL.
+	AnnotationImageChecksum = Domain + "/image-checksum"
+)
+
+// NetworkMode says how a virtual node's pods are connected.
+type NetworkMode string
+
+// The network modes of a virtual node.
+const (
+	// NetworkBridge is Nomad's own bridge: an address local to the client.
+	NetworkBridge NetworkMode = "bridge"
+	// NetworkHost gives pods their client's network namespace.
+	NetworkHost NetworkMode = "host"
+)
+
+// HostAccess lists what pods of a virtual node may take from the Nomad client
+// they run on. The zero value allows nothing.
+type HostAccess struct {
+	// HostPaths are the directories under which hostPath volumes may lie.
+	HostPaths []string `json:"hostPaths,omitempty"`
+	// Privileged allows privileged containers.
+	Privileged bool `json:"privileged,omitempty"`
+	// Capabilities are the Linux capabilities (without CAP_) that containers
+	// may add beyond Docker's default set.
+	Capabilities []string `json:"capabilities,omitempty"`
+	// HostNetwork, HostPID and HostIPC allow the namespaces of that name.
+	HostNetwork bool `json:"hostNetwork,omitempty"`
+	HostPID     bool `json:"hostPID,omitempty"`
+	HostIPC     bool `json:"hostIPC,omitempty"`
+	// HostPorts allows containers to take ports of the client.
+	HostPorts bool `json:"hostPorts,omitempty"`
+	// Sysctls are the kernel parameters that pods may set beyond Kubernetes' safe set.
+	Sysctls []string `json:"sysctls,omitempty"`
+	// Unconfined allows seccomp and AppArmor profiles of type Unconfined and Localhost.
+	Unconfined bool `json:"unconfined,omitempty"`
+	// ImagePaths are the directories on clients from which VM disk images may be taken by path.
+	ImagePaths []string `json:"imagePaths,omitempty"`
+}
+
+// Runtime is one row of the driver table: what a RuntimeClass means on a
+// virtual node.
+type Runtime struct {
+	// Driver is the Nomad task driver: docker, qemu, mock_driver.
+	Driver string `json:"driver"`
+	// Config is merged over the task configuration that translation produces,
+	// key by key; it is the operator's, and wins.
+	Config map[string]any `json:"config,omitempty"`
+	// NoLogs turns Nomad's log collection off for these pods' tasks, and
+	// kubectl logs with it.
+	NoLogs bool `json:"noLogs,omitempty"`
+	// NoNetwork is set for drivers that cannot join a network namespace:
+	// their pods get no address of their own.
+	NoNetwork bool `json:"noNetwork,omitempty"`
+}
+
+// NodeProfile is what translation has to know of the virtual node a pod is
+// bound to.
+type NodeProfile struct {
+	// Name is the virtual node's name in Kubernetes.
+	Name string
+	// Region, Namespace, NodePool and Datacenters are Nomad's; an empty
+	// Datacenters means all ("*").
+	Region, Namespace, NodePool string
+	Datacenters                 []string
+	Network                     NetworkMode
+	// MHzPerCore is how many of Nomad's MHz one CPU core of the pool counts,
+	// 1000 where clients set cpu_total_compute = 1000 * cores.
+	MHzPerCore int
+	// MemoryOversubscription says whether Nomad honours memory_max, which is
+	// what lets a memory limit differ from the request.
+	MemoryOversubscription bool
+	// DefaultMemoryMB is reserved for a container that names neither a memory
+	// request nor a limit.
+	DefaultMemoryMB int
+	ClusterDNS      []string
+	ClusterDomain   string
+	HostAccess      HostAccess
+	// Runtimes is the driver table, by RuntimeClass name; "" is the row for
+	// pods without one.
+	Runtimes map[string]Runtime
+}
+
+// Keys tells which objects exist and which keys they hold; a missing entry
+// means that the object does not exist.
+type Keys map[string][]string
+
+// Inputs is everything beyond the pod that translation is handed.
+type Inputs struct {
+	// Cluster is the short stable ID of the Kubernetes cluster, [a-z0-9]{1,20}.
+	Cluster string
+	Node    NodeProfile
+	// ConfigMaps and Secrets of the pod's namespace that the pod refers to.
+	// For Secrets of imagePullSecrets the keys are those of the Secret.
+	ConfigMaps, Secrets Keys
+	// Services are those whose environment variables the pod sees
+	// (its namespace's, and default/kubernetes), sorted by name.
+	Services []corev1.Service
+	// Offline is set when there is no cluster to ask (the dry run): what is
+	// not in ConfigMaps and Secrets is then assumed to exist, and noted where
+	// the job depends on its keys.
+	Offline bool
+}
+
+// Item is one projected value: the key under which it lies in the job's
+// Variable, and where the value comes from. Exactly one source is set.
+// Values are stored base64-encoded, except a Registry's.
+type Item struct {
+	Key       string
+	ConfigMap *KeyRef
+	Secret    *KeyRef
+	// Field is a downward API field of the pod that may change during its
+	// life or may not stand in a job: metadata.labels, metadata.annotations,
+	// metadata.labels['x'], metadata.annotations['x'], and any other
+	// metadata or spec field used in a volume.
+	Field string
+	// Literal is a value known at translation that is no secret.
+	Literal *string
+	Token   *TokenRef
+	// Registry asks for the user name or password for Image that the Secret's
+	// .dockerconfigjson or .dockercfg holds.
+	Registry *RegistryRef
+	// Optional items whose source does not exist are left empty.
+	Optional bool
+}
+
+// KeyRef names a key of a ConfigMap or Secret in the pod's namespace.
+type KeyRef struct{ Name, Key string }
+
+// TokenRef asks for a bound service-account token.
+type TokenRef struct {
+	Audience          string // empty: the API server's own
+	ExpirationSeconds int64
+}
+
+// RegistryRef asks for registry credentials; Secrets are tried in order. The
+// value is stored as a JSON string, quotes included ("" for none): Nomad's
+// secret block, which reads it, decodes JSON escapes and no base64.
+type RegistryRef struct {
+	Secrets []string
+	Image   string
+	// Part is "username" or "password".
+	Part string
+}
+
+// Note is something the user should know of a field that was carried
+// approximately.
+type Note struct {
+	// Field is the path in the pod, such as spec.containers[web].resources.limits.cpu.
+	Field   string
+	Message string
+}
+
+// Result is a translated pod.
+type Result struct {
+	Job *api.Job
+	// Items fill the Variable [VariablePath]; empty when the pod projects
+	// nothing.
+	Items []Item
+	// ClosedGates names the tasks whose gate is closed until the pods room
+	// opens it, in the order in which they are to start: the init containers
+	// after the first.
+	ClosedGates []string
+	Notes       []Note
+}
+
+// Refusal names a field that this virtual node cannot carry, why, and the
+// remedy.
+type Refusal struct{ Field, Reason string }
+
+// RefusedError is returned for a pod that cannot run on the virtual node.
+type RefusedError struct{ Refusals []Refusal }
+
+func (e *RefusedError) Error() string {
+	parts := make([]string, len(e.Refusals))
+	for i, r := range e.Refusals {
+		parts[i] = r.Field + ": " + r.Reason
+	}
+	return strings.Join(parts, "; ")
+}
+
+// MissingError is returned for a pod that waits for an object or a key. Its
+// text is the kubelet's ("configmap \"x\" not found").
+type MissingError struct{ Messages []string }
+
+func (e *MissingError) Error() string { return strings.Join(e.Messages, "; ") }
+
+// JobID is the ID of a pod's job: k8s-<cluster>-<pod UID>. It has no dots,
+// which Variable paths do not take, and none is a prefix of another.
+func JobID(cluster string, uid types.UID) string {
+	return fmt.Sprintf("k8s-%s-%s", cluster, uid)
+}
+
+// JobIDPrefix is common to the jobs of a cluster's pods and to no others.
+func JobIDPrefix(cluster string) string { return "k8s-" + cluster + "-" }
+
+// PodUID is the inverse of [JobID]; ok is false for jobs of others, those of
+// other clusters included.
+func PodUID(cluster, jobID string) (uid types.UID, ok bool) {
+	rest, ok := strings.CutPrefix(jobID, JobIDPrefix(cluster))
+	return types.UID(rest), ok && rest != ""
+}
+
+// TaskName is the task of a container. Nomad reserves "alloc".
+func TaskName(container string) string {
+	if container == "alloc" {
+		return "alloc-"
+	}
+	return container
+}
+
+// VariablePath is where a job's projected data lies.
+func VariablePath(jobID string) string { return "nomad/jobs/" + jobID }
+
+// GatePath is the Variable that opens or holds a task; see [Result.ClosedGates].
+func GatePath(jobID, task string) string {
+	return "nomad/jobs/" + jobID + "/" + GroupName + "/" + task
+}
+
+// The items of a gate Variable. A task that started open is held while its
+// gate exists with GateHold; one that started closed waits until its gate
+// exists with GateOpen, and is held again by GateHold.
+const (
+	GateItem = "gate"
+	GateOpen = "open"
+	GateHold = "hold"
+)
