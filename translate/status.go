@@ -158,8 +158,8 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 	}
 	if !ts.StartedAt.IsZero() {
 		st.ContainerID = ContainerID(v.alloc.ID, task)
-		if n := ts.Restarts - min(ts.Restarts, v.facts.StartFailures[task]); int32(n) > st.RestartCount {
-			st.RestartCount = int32(n)
+		if n := int32(v.restarts(task, ts)); n > st.RestartCount {
+			st.RestartCount = n
 		}
 	}
 	st.State = v.state(c, ts, st.ContainerID, init)
@@ -186,6 +186,17 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		st.Ready = true
 	}
 	return st
+}
+
+// restarts is how often the container was started again. Nomad counts a restart
+// when it decides on it, the kubelet when it happens; and it counts the tries
+// before the first start.
+func (v *view) restarts(task string, ts *api.TaskState) uint64 {
+	n := ts.Restarts - min(ts.Restarts, v.facts.StartFailures[task])
+	if ts.State == taskPending && n > 0 {
+		n--
+	}
+	return n
 }
 
 // keepTermination keeps the exit that was reported first: Nomad holds only ten

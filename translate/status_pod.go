@@ -126,6 +126,9 @@ func Failed(pod *corev1.Pod, reason, message string, f Facts) corev1.PodStatus {
 	if AllocID(&pod.Status) != "" {
 		return Final(pod, s, f)
 	}
+	// As for a pod that the kubelet rejects, there is nothing to say of its
+	// containers.
+	s.InitContainerStatuses, s.ContainerStatuses = nil, nil
 	setConditions(&s, pod, nil, f, false)
 	return s
 }

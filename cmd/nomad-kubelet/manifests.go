@@ -182,12 +182,9 @@ func (m *manifests) addPod(kind string, pod *corev1.Pod) {
 		pod.Name = pod.GenerateName + "x"
 	}
 	if pod.UID == "" {
-		sum := sha256.Sum256([]byte(kind + pod.Namespace + "/" + pod.Name))
-		pod.UID = types.UID(fmt.Sprintf("%x-%x-4%x-8%x-%x", sum[:4], sum[4:6], sum[6:8], sum[8:10], sum[10:16]))
-		// A UUID has 3 digits after its version and variant.
-		parts := strings.Split(string(pod.UID), "-")
-		parts[2], parts[3] = parts[2][:4], parts[3][:4]
-		pod.UID = types.UID(strings.Join(parts, "-"))
+		// The same input gets the same job.
+		h := fmt.Sprintf("%x", sha256.Sum256([]byte(kind+pod.Namespace+"/"+pod.Name)))
+		pod.UID = types.UID(h[:8] + "-" + h[8:12] + "-4" + h[13:16] + "-8" + h[17:20] + "-" + h[20:32])
 	}
 	setPodDefaults(&pod.Spec)
 	m.pods = append(m.pods, dryRunPod{source: kind + " " + pod.Namespace + "/" + pod.Name, pod: pod})

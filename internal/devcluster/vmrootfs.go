@@ -14,7 +14,7 @@ import (
 // vmModules are the kernel modules the demonstration's VM loads, in the order
 // in which they depend on each other: network card, and power button.
 var vmModules = []string{
-	"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
+	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
 	"failover", "net_failover", "virtio_net", "button", "evdev",
 }
 
@@ -35,7 +35,9 @@ for m in ` + strings.Join(vmModules, " ") + `; do insmod /lib/$m.ko 2>/dev/null;
 hostname demo-vm
 ip link set lo up
 for card in /sys/class/net/e*; do
-  [ -e "$card" ] && udhcpc -i "${card##*/}" -s /etc/dhcp -t 5 -T 1 -b -q >/dev/null 2>&1
+  [ -e "$card" ] || continue
+  ip link set "${card##*/}" up
+  udhcpc -i "${card##*/}" -s /etc/dhcp -t 3 -T 1 -b >/dev/null 2>&1
 done
 echo "<h1>Hello from a VM pod</h1><p>Linux $(uname -r), $(nproc) CPU, $(awk '/MemTotal/{print int($2/1024)}' /proc/meminfo) MiB</p>" >/www/index.html
 httpd -p 8080 -h /www
@@ -75,7 +77,7 @@ func initramfs(modules string) ([]byte, error) {
 		return nil, fmt.Errorf("%s --list: %w", busybox, err)
 	}
 	var a cpio
-	for _, dir := range []string{"bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "proc", "root", "sys", "tmp", "www"} {
+	for _, dir := range []string{"bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "proc", "root", "run", "sys", "tmp", "var", "var/log", "var/run", "www"} {
 		a.add(dir, 0o040755, nil)
 	}
 	a.add("bin/busybox", 0o100755, program)

@@ -27,7 +27,6 @@ const (
 	reasonUnplaced    = "FailedPlacement"
 	reasonPlaced      = "Placed"
 	reasonApprox      = "Approximated"
-	reasonRegistered  = "Registered"
 	reasonRejected    = "NomadRejectedJob"
 )
 
@@ -110,12 +109,17 @@ func rejected(err error) bool {
 
 // tell puts what was only approximated into one event; a plain pod gets none.
 func (c *Controller) tell(pod *corev1.Pod, id string, notes []translate.Note) {
-	if len(notes) == 0 {
-		return
+	var parts []string
+	for _, n := range notes {
+		// Nearly every pod leaves dnsPolicy at its default; that the virtual
+		// node has no cluster DNS is no news of each of them.
+		if n.Field == "spec.dnsPolicy" && pod.Spec.DNSPolicy == corev1.DNSClusterFirst {
+			continue
+		}
+		parts = append(parts, n.Field+": "+n.Message)
 	}
-	parts := make([]string, len(notes))
-	for i, n := range notes {
-		parts[i] = n.Field + ": " + n.Message
+	if len(parts) == 0 {
+		return
 	}
 	c.Recorder.Eventf(pod, corev1.EventTypeNormal, reasonApprox, "job %s: %s", id, truncate(strings.Join(parts, "; "), 900))
 }

@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// The shared hybrid. Tests that break components start hybrids of their own.
+var (
+	cluster *devcluster.Cluster
+	kube    *kubernetes.Clientset
+	restCfg *rest.Config
+	nomad   *api.Client
+)
+
+const sharedPorts = 21000
+
+// binDir is the repository's bin/.
+func binDir() string {
+	dir, err := filepath.Abs("../../bin")
+	if err != nil {
+		panic(err)
+	}
+	return dir
+}
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "nke2e")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.RemoveAll(dir)
+	opts := options(dir, sharedPorts)
+	opts.MockRuntime, opts.VMImage = true, true
+	opts.CacheDir = filepath.Join(binDir(), "..", ".dev", "test-cache")
+	opts.Out = os.Stdout
+	opts.Configure = func(c *config.Config) {
+		c.VirtualNodes[0].HostAccess.HostPaths = []string{"/tmp/nke2e-allowed"}
+		c.VirtualNodes[0].HostAccess.HostPorts = true
+	}
+	start := time.Now()
+	cluster, err = devcluster.Up(ctx, opts)
+	if err != nil {
+		if cluster != nil {
+			_ = cluster.Down(ctx) // the first error is the one to tell
+		}
+		return fail(err)
+	}
+	fmt.Printf("the shared hybrid is up after %.1f s\n", time.Since(start).Seconds())
+	defer func() {
+		if err := cluster.Down(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "stopping the hybrid:", err)
+		}
+	}()
+	if restCfg, kube, nomad, err = clients(cluster); err != nil {
+		return fail(err)
+	}
+	code := m.Run()
+	if code != 0 {
+		saveLogs(cluster)
+	}
+	return code
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, "e2e:", err)
+	return 1
+}
+
+// options are what every hybrid of the tests has in common.
+func options(dir string, ports int) devcluster.Options {
+	return devcluster.Options{
+		Dir: dir, BinDir: binDir(), PortBase: ports, OwnDocker: true,
+		RBACFile: filepath.Join(binDir(), "..", "deploy", "kubernetes", "rbac.yaml"),
+	}
+}
+
+func clients(c *devcluster.Cluster) (*rest.Config, *kubernetes.Clientset, *api.Client, error) {
+	cfg, err := c.RESTConfig()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	cfg.QPS, cfg.Burst = 500, 1000
+	k, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	n, err := c.NomadClient()
+	return cfg, k, n, err
+}
+
+// saveLogs keeps the components' logs of a failed run under .dev/e2e-logs.
+func saveLogs(c *devcluster.Cluster) {
+	to := filepath.Join(binDir(), "..", ".dev", "e2e-logs")
+	_ = os.RemoveAll(to) // an older run's
+	if err := os.CopyFS(to, os.DirFS(filepath.Join(c.Dir(), "logs"))); err != nil {
+		fmt.Fprintln(os.Stderr, "keep the logs:", err)
+		return
+	}
+	fmt.Fprintln(os.Stderr, "the components' logs are in .dev/e2e-logs")
+}
+
+// jobID is the ID of a pod's job.
+func jobID(c *devcluster.Cluster, p *corev1.Pod) string {
+	return translate.JobID(c.ClusterID(), p.UID)
+}
