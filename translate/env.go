@@ -13,6 +13,8 @@ import (
 type environment struct {
 	values   map[string]text
 	services map[string]string
+	// template renders the values that cannot stand in the job; "" for none.
+	template string
 }
 
 // lookup resolves $(NAME): the container's own variables before those of
@@ -56,7 +58,9 @@ func (b *builder) environment(c *container) {
 		if !ok {
 			continue
 		}
-		if reason := unfitName(v.Name); reason != "" {
+		// Plain values do not pass through the template.
+		_, plain := value.plainEnv()
+		if reason := unfitName(v.Name); reason != "" && !(plain && dashedName.MatchString(v.Name)) {
 			b.refuse(field, "%s", reason)
 			continue
 		}
@@ -125,6 +129,9 @@ func (b *builder) envFrom(c *container, e *environment, from *corev1.EnvFromSour
 		b.note(c.path+".envFrom", "the keys of %s %q are not known here, so its variables are left out", kind, name)
 	}
 	for _, key := range keys {
+		if kind == kindConfigMap && slices.Contains(b.in.BinaryKeys[name], key) {
+			continue // as the kubelet does
+		}
 		variable := from.Prefix + key
 		if reason := unfitName(variable); reason != "" {
 			b.note(c.path+".envFrom", "%s %q: variable %q is left out: %s", kind, name, variable, reason)
@@ -135,8 +142,11 @@ func (b *builder) envFrom(c *container, e *environment, from *corev1.EnvFromSour
 }
 
 // Names that Nomad's reader of environment templates takes
-// (github.com/hashicorp/go-envparse). Every value may have to go through it.
+// (github.com/hashicorp/go-envparse), which projected values go through.
 var fitName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_./]*$`)
+
+// Names that Kubernetes long took, and Nomad takes for plain values.
+var dashedName = regexp.MustCompile(`^[-._a-zA-Z][-._a-zA-Z0-9]*$`)
 
 // Nomad replaces what these cannot hold in variables of its own.
 var nomadPrefixes = []string{"NOMAD_ADDR_", "NOMAD_IP_", "NOMAD_PORT_", "NOMAD_HOST_PORT_", "NOMAD_META_"}
@@ -144,7 +154,7 @@ var nomadPrefixes = []string{"NOMAD_ADDR_", "NOMAD_IP_", "NOMAD_PORT_", "NOMAD_H
 // unfitName tells why a task cannot have a variable of that name, "" if it can.
 func unfitName(name string) string {
 	if !fitName.MatchString(name) {
-		return "Nomad takes letters, digits, '_', '.' and '/' in the names of variables, a letter or '_' first"
+		return "Nomad takes letters, digits, '_', '.' and '/' in the names of variables from Secrets, ConfigMaps and the like, a letter or '_' first"
 	}
 	for _, p := range nomadPrefixes {
 		if strings.HasPrefix(name, p) && strings.ContainsAny(name, "./") {
@@ -187,14 +197,41 @@ func (b *builder) deliverEnv(c *container, e *environment) {
 	if projected {
 		data = `{{ with nomadVar "` + VariablePath(*b.job.ID) + `" }}` + data + `{{ end }}`
 	}
-	c.task.Templates = append(c.task.Templates, &api.Template{
-		EmbeddedTmpl: &data,
-		DestPath:     new("secrets/k8s/env"),
-		Envvars:      new(true),
-		// A running process keeps its environment, in Kubernetes too.
-		Once:       new(true),
-		ChangeMode: new("noop"),
-	})
+	e.template = data
+}
+
+// envTemplates adds the variables' template once the task's others are known.
+//
+// Nomad renders the templates with Once and those without by two managers
+// side by side, and each replaces all variables from templates by those of
+// its own (client/allocrunner/taskrunner/template): a manager without an
+// environment would wipe the other's, or not, as it happens. So each manager
+// that has something to render gets the variables as well.
+func (b *builder) envTemplates(c *container) {
+	if c.env == nil || c.env.template == "" {
+		return
+	}
+	once, watched := false, false
+	for _, t := range c.task.Templates {
+		if isTrue(t.Once) {
+			once = true
+		} else {
+			watched = true
+		}
+	}
+	add := func(dest string, once bool) {
+		c.task.Templates = append(c.task.Templates, &api.Template{
+			EmbeddedTmpl: new(c.env.template), DestPath: &dest, Envvars: new(true), Once: &once,
+			// A running process keeps its environment, in Kubernetes too.
+			ChangeMode: new("noop"),
+		})
+	}
+	if once || !watched {
+		add("secrets/k8s/env.once", true)
+	}
+	if watched {
+		add("secrets/k8s/env", false)
+	}
 }
 
 // useRuntime notes what a value needs of Nomad.
@@ -246,7 +283,8 @@ func (b *builder) hasKey(kind objectKind, name, key string, optional bool) bool 
 	if !known {
 		return b.in.Offline
 	}
-	if slices.Contains(keys, key) {
+	binary := kind == kindConfigMap && slices.Contains(b.in.BinaryKeys[name], key)
+	if slices.Contains(keys, key) && !binary {
 		return true
 	}
 	if !optional {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // nomadBinary is the program that the repository builds.
@@ -87,4 +88,23 @@ func generic(t *testing.T, v any) any {
 		t.Fatal(err)
 	}
 	return pruneValue(out)
+}
+
+// TestHCLKeepsText has values that HCL would change come back as they were.
+func TestHCLKeepsText(t *testing.T) {
+	if _, err := os.Stat(nomadBinary); err != nil {
+		t.Skip("no ../bin/nomad")
+	}
+	pod := podWith(func(_ *corev1.Pod, c *corev1.Container) {
+		c.Env = []corev1.EnvVar{{Name: "IP", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.podIP"}}}}
+		for _, name := range sortedKeys(nasty) {
+			c.Env = append(c.Env, corev1.EnvVar{Name: "E." + name, Value: nasty[name] + "$(IP)"})
+			c.Args = append(c.Args, nasty[name], nasty[name]+"$(IP)", "$$$(IP)}", "$$$$"+nasty[name], "${a}", "${a} ${b}}", "<<EOT\n${a}\nEOT\n")
+		}
+	})
+	res, err := Job(pod, testInputs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, res.Job)
 }

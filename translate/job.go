@@ -241,6 +241,7 @@ func (b *builder) task(c *container) {
 		b.environment(c)
 		b.genericTask(c)
 	}
+	b.envTemplates(c)
 	for _, k := range sortedKeys(b.row.Config) {
 		c.config[k] = b.row.Config[k]
 	}

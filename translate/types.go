@@ -123,6 +123,9 @@ type Inputs struct {
 	// ConfigMaps and Secrets of the pod's namespace that the pod refers to.
 	// For Secrets of imagePullSecrets the keys are those of the Secret.
 	ConfigMaps, Secrets Keys
+	// BinaryKeys are those keys of ConfigMaps that stand in binaryData: volumes
+	// show them, the environment does not.
+	BinaryKeys Keys
 	// Services are those whose environment variables the pod sees
 	// (its namespace's, and default/kubernetes), sorted by name.
 	Services []corev1.Service

@@ -122,7 +122,7 @@ var verdicts = map[string]Verdict{
 
 	"containers.args":                                                 {Carried, "with $(NAME) expanded, Secrets and addresses on the client"},
 	"containers.command":                                              {Carried, "with $(NAME) expanded, Secrets and addresses on the client"},
-	"containers.env.name":                                             {Approximated, "letters, digits, '_', '.' and '/' only; others are refused"},
+	"containers.env.name":                                             {Approximated, "of projected values letters, digits, '_', '.' and '/' only, of others dashes too; the rest is refused"},
 	"containers.env.value":                                            {Carried, "with $(NAME) expanded"},
 	"containers.env.valueFrom.configMapKeyRef.key":                    {Carried, "by the job's Variable"},
 	"containers.env.valueFrom.configMapKeyRef.name":                   {Carried, "by the job's Variable"},

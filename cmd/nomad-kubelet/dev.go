@@ -25,7 +25,7 @@ this program, or from PATH; nothing is downloaded or built.
 State, logs and the kubeconfig lie in --dir. It needs root.`,
 	}
 	cmd.PersistentFlags().StringVar(&dir, "dir", ".dev", "state directory")
-	cmd.AddCommand(newDevUpCommand(&dir), newDevDownCommand(&dir), newDevStatusCommand(&dir))
+	cmd.AddCommand(newDevUpCommand(&dir), newDevDownCommand(&dir), newDevStatusCommand(&dir), newDevDemoCommand(&dir))
 	return cmd
 }
 
@@ -47,6 +47,26 @@ func newDevUpCommand(dir *string) *cobra.Command {
 		},
 	}
 	addDevFlags(cmd, &opts)
+	return cmd
+}
+
+// newDevDemoCommand is what make demo runs.
+func newDevDemoCommand(dir *string) *cobra.Command {
+	opts := devcluster.Options{}
+	examples := "examples"
+	cmd := &cobra.Command{
+		Use:    "demo",
+		Short:  "Start everything and run the examples hello and vm",
+		Args:   cobra.NoArgs,
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SilenceUsage = true
+			opts.Dir, opts.Out = *dir, cmd.OutOrStdout()
+			return devcluster.Demo(cmd.Context(), opts, examples)
+		},
+	}
+	addDevFlags(cmd, &opts)
+	cmd.Flags().StringVar(&examples, "examples", examples, "directory of the examples")
 	return cmd
 }
 

@@ -27,9 +27,9 @@ import (
 type manifests struct {
 	pods []dryRunPod
 	// configMaps and secrets are keyed by namespace.
-	configMaps, secrets map[string]translate.Keys
-	services            []corev1.Service
-	skipped             []string
+	configMaps, binary, secrets map[string]translate.Keys
+	services                    []corev1.Service
+	skipped                     []string
 }
 
 // dryRunPod is a pod, or the template of a workload's pods.
@@ -41,7 +41,7 @@ type dryRunPod struct {
 // parseManifests reads YAML or JSON documents. Unknown fields are errors,
 // since a misspelt one would otherwise be dropped in silence.
 func parseManifests(data []byte) (*manifests, error) {
-	m := &manifests{configMaps: map[string]translate.Keys{}, secrets: map[string]translate.Keys{}}
+	m := &manifests{configMaps: map[string]translate.Keys{}, binary: map[string]translate.Keys{}, secrets: map[string]translate.Keys{}}
 	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	for {
 		doc, err := docs.Read()
@@ -86,6 +86,7 @@ func (m *manifests) add(doc []byte) error {
 		}
 		keys := slices.Concat(slices.Collect(maps.Keys(o.Data)), slices.Collect(maps.Keys(o.BinaryData)))
 		addKeys(m.configMaps, o.ObjectMeta, keys)
+		addKeys(m.binary, o.ObjectMeta, slices.Collect(maps.Keys(o.BinaryData)))
 	case "v1/Secret":
 		o := &corev1.Secret{}
 		if err := decode(o); err != nil {
@@ -256,7 +257,7 @@ func addKeys(to map[string]translate.Keys, meta metav1.ObjectMeta, keys []string
 
 // inputs adds to the node's inputs what the input holds of a namespace.
 func (m *manifests) inputs(in translate.Inputs, namespace string) translate.Inputs {
-	in.ConfigMaps, in.Secrets = m.configMaps[namespace], m.secrets[namespace]
+	in.ConfigMaps, in.BinaryKeys, in.Secrets = m.configMaps[namespace], m.binary[namespace], m.secrets[namespace]
 	in.Services = slices.Clone(m.services)
 	slices.SortFunc(in.Services, func(a, b corev1.Service) int { return strings.Compare(a.Name, b.Name) })
 	return in

@@ -103,7 +103,7 @@ func TestTranslateWorkloads(t *testing.T) {
 			if task.Config["force_pull"] != true {
 				t.Error("an image without a tag is not pulled always")
 			}
-			if data := *task.Templates[1].EmbeddedTmpl; !strings.Contains(data, "\nP={{") || !strings.Contains(data, "}}A={{") {
+			if data := *task.Templates[len(task.Templates)-1].EmbeddedTmpl; !strings.Contains(data, "\nP={{") || !strings.Contains(data, "}}A={{") {
 				t.Errorf("env template is %q", data)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
@@ -121,7 +122,7 @@ const (
 	DefaultPodsPerClient    = 250
 	DefaultUnreachableAfter = 40 * time.Second
 	DefaultOrphanGuard      = 10 * time.Minute
-	DefaultLeaseDuration    = 8 * time.Second
+	DefaultLeaseDuration    = 6 * time.Second
 	DefaultMemoryMB         = 128
 )
 
@@ -134,7 +135,7 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	c := &Config{}
-	if err := yaml.UnmarshalStrict(data, c); err != nil {
+	if err := decode(data, c); err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	c.Complete()
@@ -142,6 +143,17 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// decode is strict as Kubernetes' own files are: keys are case-sensitive, and
+// an unknown one is an error.
+func decode(data []byte, c *Config) error {
+	raw, err := yaml.YAMLToJSONStrict(data)
+	if err != nil {
+		return err
+	}
+	strict, err := json.UnmarshalStrict(raw, c)
+	return errors.Join(append(strict, err)...)
 }
 
 // Complete fills in what was left empty.

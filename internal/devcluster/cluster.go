@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,6 +114,11 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("this needs root: Nomad makes network namespaces and mounts for pods. Run it with sudo")
 	}
+	if opts.NomadAddress == "" {
+		if err := Prerequisites(ctx, opts, false, io.Discard); err != nil {
+			return nil, err
+		}
+	}
 	c := newCluster(opts)
 	if old, err := Open(opts.Dir); err == nil && old.anyRunning() {
 		if old.opts.PortBase != opts.PortBase || old.opts.Kubeconfig != opts.Kubeconfig || old.opts.ACL != opts.ACL {
@@ -123,7 +129,7 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	if err := c.prepare(); err != nil {
 		return nil, err
 	}
-	if err := c.checkPorts(); err != nil {
+	if err := c.checkPorts(ctx); err != nil {
 		return nil, err
 	}
 	// The two sides know nothing of each other until nomad-kubelet joins them.

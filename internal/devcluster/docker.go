@@ -159,7 +159,14 @@ func (c *Cluster) startDocker(ctx context.Context) error {
 		if err := os.MkdirAll(filepath.Join(c.opts.shortDir(), "run"), 0o755); err != nil {
 			return err
 		}
-		return c.Start(ctx, Docker)
+		if err := c.Start(ctx, Docker); err != nil {
+			return err
+		}
+		if !exists(filepath.Join(c.nomadDir(), "client")) {
+			// The cache may remember containers of a cluster that was killed.
+			return c.removeContainers(ctx)
+		}
+		return nil
 	}
 	return c.step("docker", func() (string, error) { return "already at " + c.dockerHost, c.engine().ping(ctx) })
 }

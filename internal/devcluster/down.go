@@ -42,6 +42,9 @@ func (c *Cluster) Down(ctx context.Context) error {
 		try(c.clearNetwork())
 	}
 	try(c.clearMounts())
+	if c.ownNomad() {
+		c.clearFrame()
+	}
 	try(c.clearFiles())
 	if len(errs) == 0 {
 		c.say("Everything is stopped, in %.1f s. Kept: %s (for a fast next start) and %s.",

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	nodev1 "k8s.io/api/node/v1"
@@ -96,6 +97,12 @@ func (c *Cluster) applyObjects(ctx context.Context) error {
 	}
 	if c.opts.RBACFile == "" {
 		return nil
+	}
+	// The account itself, for whoever wants a token of it.
+	if account := filepath.Join(filepath.Dir(c.opts.RBACFile), "serviceaccount.yaml"); exists(account) {
+		if err := c.Apply(ctx, account); err != nil {
+			return err
+		}
 	}
 	return c.Apply(ctx, c.opts.RBACFile)
 }

@@ -182,3 +182,48 @@ func (c *Cluster) clearMounts() error {
 	}
 	return nil
 }
+
+// clearFrame removes what Nomad and Docker made once for the whole machine,
+// unless somebody else uses it: the mount of /run/netns, and empty cgroups.
+func (c *Cluster) clearFrame() {
+	if len(otherClusters(c.opts.Dir)) > 0 || programRuns("nomad") {
+		return
+	}
+	const netns = "/run/netns"
+	if entries, err := os.ReadDir(netns); err == nil && len(entries) == 0 {
+		if unix.Unmount(netns, 0) == nil {
+			os.Remove(netns)
+		}
+	}
+	groups := []string{"/sys/fs/cgroup/nomad.slice", "/sys/fs/cgroup/*/nomad"}
+	if c.ownDocker() && !programRuns("dockerd") {
+		groups = append(groups, "/sys/fs/cgroup/docker", "/sys/fs/cgroup/*/docker")
+	}
+	for _, pattern := range groups {
+		dirs, _ := filepath.Glob(pattern)
+		for _, dir := range dirs {
+			removeGroup(dir)
+		}
+	}
+}
+
+// removeGroup removes a cgroup and those below it; the kernel keeps any that
+// has processes.
+func removeGroup(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeGroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = unix.Rmdir(dir)
+}
+
+func programRuns(name string) bool {
+	found := false
+	processes(func(pid int) {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		found = found || strings.TrimSpace(string(comm)) == name && alive(pid)
+	})
+	return found
+}

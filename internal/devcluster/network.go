@@ -32,12 +32,13 @@ func (c *Cluster) clearNetwork() error {
 		c.say("  removed bridge %s", c.bridge())
 	}
 	n := 0
+	alone := len(otherClusters(c.opts.Dir)) == 0
 	for _, table := range []string{"nat", "filter"} {
 		save, err := exec.Command(lookPath("iptables-save"), "-t", table).Output()
 		if err != nil {
 			return nil // no iptables, so no rules either
 		}
-		for _, args := range obsoleteRules(string(save), subnet) {
+		for _, args := range obsoleteRules(string(save), subnet, alone) {
 			if exec.Command(lookPath("iptables"), append([]string{"-w", "-t", table}, args...)...).Run() == nil {
 				n++
 			}
@@ -59,8 +60,9 @@ var (
 var sharedChains = []string{"CNI-FORWARD", "NOMAD-ADMIN", "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK", "CNI-ADMIN"}
 
 // obsoleteRules tells which arguments of iptables undo, in order, what a table
-// holds of the pods of a subnet.
-func obsoleteRules(save string, subnet *net.IPNet) [][]string {
+// holds of the pods of a subnet; alone says that the shared chains may go, too,
+// unless other pods have rules in them.
+func obsoleteRules(save string, subnet *net.IPNet, alone bool) [][]string {
 	type rule struct {
 		chain string
 		words []string
@@ -123,7 +125,7 @@ func obsoleteRules(save string, subnet *net.IPNet) [][]string {
 		drop = append(drop, []string{"-X", chain})
 	}
 	undo = append(undo, drop...)
-	if sharedInUse(left) {
+	if !alone || sharedInUse(left) {
 		return undo
 	}
 	// Nobody's pods are left: the frame goes, too.

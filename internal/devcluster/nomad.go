@@ -110,7 +110,7 @@ func (c *Cluster) seedNomad(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		return "", c.ready(ctx, seed, ch, httpOK(c.NomadAddress()+"/.well-known/jwks.json"))
+		return "", c.ready(ctx, seed, ch, httpSays(c.NomadAddress()+"/.well-known/jwks.json", `"kid"`))
 	})
 }
 

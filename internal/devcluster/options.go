@@ -108,6 +108,11 @@ func (o *Options) complete() error {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return err
 	}
+	if o.BinDir != "" {
+		if o.BinDir, err = filepath.Abs(o.BinDir); err != nil {
+			return err
+		}
+	}
 	if o.CacheDir == "" {
 		o.CacheDir = filepath.Join(o.Dir, "cache")
 	}

@@ -1,18 +1,27 @@
 package devcluster
 
 import (
+	"context"
 	"fmt"
 	"net"
+	"time"
 )
 
 // checkPorts finds out before anything starts whether somebody else sits on a
 // port, which a component would only say deep in its log.
-func (c *Cluster) checkPorts() error {
+func (c *Cluster) checkPorts(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
 	for _, p := range c.portsOf() {
 		if c.Running(p.component) {
 			continue
 		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p.port))
+		// A killed program's main thread may end before its sockets are closed.
+		var l net.Listener
+		err := poll(ctx, 50*time.Millisecond, func(context.Context) (err error) {
+			l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p.port))
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("port %d, for %s, is taken: stop what uses it, or choose other ports with --port-base: %w", p.port, p.component, err)
 		}

@@ -94,8 +94,14 @@ func buildVMImage(ctx context.Context, work, out string) error {
 // fetchKernel unpacks Debian's kernel package without installing it.
 func fetchKernel(ctx context.Context, work string) (kernel, modules string, err error) {
 	depends, err := exec.CommandContext(ctx, "apt-cache", "depends", kernelPackage).Output()
-	if err != nil {
-		return "", "", fmt.Errorf("apt-cache knows no %s: run apt-get update: %w", kernelPackage, err)
+	if err != nil || len(depends) == 0 {
+		// A machine may have come without package lists.
+		if err := run(ctx, work, "apt-get", "update", "-q"); err != nil {
+			return "", "", err
+		}
+		if depends, err = exec.CommandContext(ctx, "apt-cache", "depends", kernelPackage).Output(); err != nil {
+			return "", "", fmt.Errorf("find the package %s: %w", kernelPackage, err)
+		}
 	}
 	name := ""
 	for _, line := range strings.Split(string(depends), "\n") {

@@ -71,7 +71,10 @@ var loopback = &http.Client{
 }
 
 // httpOK is a check that an endpoint answers 200.
-func httpOK(url string) func(context.Context) error {
+func httpOK(url string) func(context.Context) error { return httpSays(url, "") }
+
+// httpSays is a check that an endpoint answers 200 and says a certain thing.
+func httpSays(url, text string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
@@ -83,7 +86,7 @@ func httpOK(url string) func(context.Context) error {
 		}
 		defer resp.Body.Close()
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-		if resp.StatusCode != http.StatusOK {
+		if resp.StatusCode != http.StatusOK || !strings.Contains(string(body), text) {
 			return fmt.Errorf("%s: %s: %s", url, resp.Status, strings.TrimSpace(string(body)))
 		}
 		return nil

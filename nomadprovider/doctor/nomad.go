@@ -119,7 +119,8 @@ func (d *Doctor) self(ctx context.Context, r *Report) bool {
 	case errors.As(err, &u) && strings.Contains(u.Body(), "ACL support disabled"):
 		r.add(Check{Where: atNomad, What: "token", Result: Warn, Found: "ACLs are off", Breaks: "nothing, but anybody who reaches Nomad may read every Secret that pods use",
 			Remedy: "set acl { enabled = true } on all Nomad agents, then: nomad acl bootstrap"})
-	case connect.Denied(err) || errors.As(err, &u) && u.StatusCode() == http.StatusNotFound:
+	case connect.Denied(err) || errors.As(err, &u) && (u.StatusCode() == http.StatusNotFound || strings.Contains(u.Body(), "signed token")):
+		// Nomad takes what is no UUID for a signed token, and answers 500.
 		r.add(Check{Where: atNomad, What: "token", Result: Fail, Found: "none, or Nomad does not know it", Breaks: "everything",
 			Remedy: applyPolicy + "\nnomad acl token create -name nomad-kubelet -policy nomad-kubelet\nand put its secret into NOMAD_TOKEN or the file nomad.tokenFile"})
 		return false

@@ -48,7 +48,7 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	crirc.ServeExec(&hangupWriter{w, cancel}, r.WithContext(ctx), &executor{s: s, allocID: t.allocID, stdin: opts.Stdin},
+	crirc.ServeExec(&hangupWriter{w, cancel}, r.WithContext(ctx), &executor{s: s, allocID: t.allocID, stdin: opts.Stdin, docker: s.driver(t.pod) == "docker"},
 		t.pod.Name, t.pod.UID, t.container, command, opts,
 		streamIdle, streamCreation, remotecommandconsts.SupportedStreamingProtocols)
 }
@@ -60,6 +60,8 @@ type executor struct {
 	// stdin is set when the client sends one; a websocket has a stream for it
 	// in any case.
 	stdin bool
+	// docker is set for containers that Nomad's docker driver runs.
+	docker bool
 }
 
 var _ crirc.Executor = (*executor)(nil)
@@ -77,9 +79,19 @@ func (e *executor) ExecInContainer(ctx context.Context, _ string, _ types.UID, c
 	// Without a node ID the API client goes by way of its agent instead of
 	// trying the client's own address first, for a second at worst.
 	alloc := &api.Allocation{ID: e.allocID, Namespace: e.s.o.Namespace}
-	q := &api.QueryOptions{Namespace: e.s.o.Namespace}
-	code, err := e.s.o.Nomad.Allocations().Exec(ctx, alloc, task, tty, cmd, in,
-		&streamWriter{w: out, cancel: cancel}, &streamWriter{w: errOut, cancel: cancel}, sizes(ctx, resize), q)
+	resized := sizes(ctx, resize)
+	run := func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
+		q := &api.QueryOptions{Namespace: e.s.o.Namespace}
+		return e.s.o.Nomad.Allocations().Exec(ctx, alloc, task, tty, argv, in, out, errOut, resized, q)
+	}
+	stdout, stderr := &streamWriter{w: out, cancel: cancel}, &streamWriter{w: errOut, cancel: cancel}
+	var code int
+	var err error
+	if e.docker {
+		code, err = e.s.docker.run(ctx, e.allocID+"/"+task, run, cmd, in, stdout, stderr, tty)
+	} else {
+		code, err = run(ctx, cmd, in, stdout, stderr)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("the client has left")

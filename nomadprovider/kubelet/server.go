@@ -63,9 +63,10 @@ type Options struct {
 
 // Server is the kubelet API of one virtual node.
 type Server struct {
-	o    Options
-	auth *auth
-	cert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	o      Options
+	auth   *auth
+	docker *dockerExec
+	cert   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 }
 
 // New checks the options, loads the certificates and sets up authentication;
@@ -82,7 +83,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubelet API of node %q: %w", o.Node, err)
 	}
-	return &Server{o: o, auth: a, cert: cert}, nil
+	return &Server{o: o, auth: a, docker: newDockerExec(), cert: cert}, nil
 }
 
 // Run listens and serves until ctx ends.

@@ -227,7 +227,7 @@ func (n *Node) faultLocked(ok bool, since time.Time, reason string, sum poolSumm
 			"node pool %q has no clients in the datacenters %v", pool, n.o.Config.Datacenters)}
 	case sum.members == 0:
 		return fault{reason: ReasonNoReadyClients, message: fmt.Sprintf(
-			"node pool %q has no clients: set node_pool = %q in the client block of a Nomad client", pool, pool)}
+			"node pool %q has no clients, or does not exist: set node_pool = %q in the client block of a Nomad client", pool, pool)}
 	}
 	return fault{reason: ReasonNoReadyClients, message: fmt.Sprintf(
 		"none of the %d clients of node pool %q is ready and eligible", sum.members, pool)}

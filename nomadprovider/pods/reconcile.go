@@ -137,7 +137,7 @@ func (c *Controller) translate(pod *corev1.Pod, profile translate.NodeProfile) (
 		return nil, true, nil
 	}
 	in := translate.Inputs{Cluster: c.Cluster, Node: profile}
-	in.ConfigMaps, in.Secrets = c.objects.Keys(pod.UID)
+	in.ConfigMaps, in.BinaryKeys, in.Secrets = c.objects.Keys(pod.UID)
 	if in.Services, err = c.visibleServices(pod); err != nil {
 		return nil, false, err
 	}

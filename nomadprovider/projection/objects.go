@@ -48,6 +48,8 @@ type object struct {
 	synced bool
 	// data is nil while the object does not exist.
 	data map[string][]byte
+	// binary are the keys of a ConfigMap's binaryData.
+	binary []string
 }
 
 // NewObjects makes an Objects that calls notify, without locks held, for every
@@ -97,9 +99,9 @@ func (o *Objects) Release(uid types.UID) {
 }
 
 // Keys are the keys of the objects that the pod names; an object that does not
-// exist has no entry.
-func (o *Objects) Keys(uid types.UID) (configMaps, secrets translate.Keys) {
-	configMaps, secrets = translate.Keys{}, translate.Keys{}
+// exist has no entry. binary are those of ConfigMaps' binaryData among them.
+func (o *Objects) Keys(uid types.UID) (configMaps, binary, secrets translate.Keys) {
+	configMaps, binary, secrets = translate.Keys{}, translate.Keys{}, translate.Keys{}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, r := range o.pods[uid] {
@@ -109,12 +111,12 @@ func (o *Objects) Keys(uid types.UID) (configMaps, secrets translate.Keys) {
 		}
 		keys := slices.Sorted(maps.Keys(obj.data))
 		if r.kind == configMap {
-			configMaps[r.name] = keys
+			configMaps[r.name], binary[r.name] = keys, obj.binary
 		} else {
 			secrets[r.name] = keys
 		}
 	}
-	return configMaps, secrets
+	return configMaps, binary, secrets
 }
 
 // value returns the content of one key.
@@ -128,36 +130,46 @@ func (o *Objects) value(r ref, key string) ([]byte, bool) {
 	return nil, false
 }
 
+// exists says whether the object is there.
+func (o *Objects) exists(r ref) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	obj := o.watched[r]
+	return obj != nil && obj.data != nil
+}
+
 // start watches one object. The caller holds the lock.
 func (o *Objects) start(ctx context.Context, r ref) *object {
 	ctx, stop := context.WithCancel(ctx)
 	obj := &object{stop: stop, users: map[types.UID]struct{}{}}
 	o.watched[r] = obj
 	lw, example := o.listWatch(ctx, r)
-	set := func(data map[string][]byte, listed bool) { o.set(obj, data, listed) }
+	set := func(x any, listed bool) { o.set(obj, x, listed) }
 	informer := cache.NewSharedInformer(lw, example, 0)
 	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{ // fails only on a stopped informer
-		AddFunc:    func(x any) { set(content(x), false) },
-		UpdateFunc: func(_, x any) { set(content(x), false) },
+		AddFunc:    func(x any) { set(x, false) },
+		UpdateFunc: func(_, x any) { set(x, false) },
 		DeleteFunc: func(any) { set(nil, false) },
 	})
 	go informer.RunWithContext(ctx)
 	go func() {
 		if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
-			var data map[string][]byte
+			var found any
 			for _, x := range informer.GetStore().List() {
-				data = content(x)
+				found = x
 			}
-			set(data, true)
+			set(found, true)
 		}
 	}()
 	return obj
 }
 
-func (o *Objects) set(obj *object, data map[string][]byte, listed bool) {
+// set takes in what was read of an object; nil says that it does not exist.
+func (o *Objects) set(obj *object, x any, listed bool) {
+	data, binary := content(x)
 	o.mu.Lock()
 	changed := !maps.EqualFunc(obj.data, data, slices.Equal[[]byte]) || (obj.data == nil) != (data == nil) || listed && !obj.synced
-	obj.data = data
+	obj.data, obj.binary = data, binary
 	obj.synced = obj.synced || listed
 	var users []types.UID
 	if changed && obj.synced {
@@ -199,18 +211,20 @@ func (o *Objects) listWatch(ctx context.Context, r ref) (cache.ListerWatcher, ru
 	}, o.kube), &corev1.Secret{}
 }
 
-func content(x any) map[string][]byte {
-	out := map[string][]byte{}
+func content(x any) (data map[string][]byte, binary []string) {
 	switch obj := x.(type) {
 	case *corev1.ConfigMap:
+		data = make(map[string][]byte, len(obj.Data)+len(obj.BinaryData))
 		for k, v := range obj.Data {
-			out[k] = []byte(v)
+			data[k] = []byte(v)
 		}
-		maps.Copy(out, obj.BinaryData)
+		maps.Copy(data, obj.BinaryData)
+		binary = slices.Sorted(maps.Keys(obj.BinaryData))
 	case *corev1.Secret:
-		maps.Copy(out, obj.Data)
+		data = make(map[string][]byte, len(obj.Data))
+		maps.Copy(data, obj.Data)
 	}
-	return out
+	return data, binary
 }
 
 // references lists the ConfigMaps and Secrets that a pod names, each once.

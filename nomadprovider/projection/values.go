@@ -3,6 +3,7 @@ package projection
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -102,11 +103,38 @@ func (w *Writer) values(ctx context.Context, pod *corev1.Pod, items []translate.
 		if wait > 0 && (next == 0 || wait < next) {
 			next = wait
 		}
-		if ok {
-			out[it.Key] = base64.StdEncoding.EncodeToString(data)
+		switch {
+		case ok:
+			out[it.Key] = encode(it, data)
+		case old[it.Key] != "" && w.missing(pod, it):
+			// The whole object is gone: as on the kubelet, a pod that runs
+			// keeps what it has.
+			out[it.Key] = old[it.Key]
 		}
 	}
 	return out, next, nil
+}
+
+// encode is how an item's value stands in the Variable: base64, which templates
+// decode, but for registry credentials, which Nomad's secret block reads as JSON
+// strings; see [translate.Item].
+func encode(it translate.Item, data []byte) string {
+	if it.Registry != nil {
+		quoted, _ := json.Marshal(string(data)) // a string always marshals
+		return string(quoted)
+	}
+	return base64.StdEncoding.EncodeToString(data)
+}
+
+// missing says whether the ConfigMap or Secret of an item does not exist.
+func (w *Writer) missing(pod *corev1.Pod, it translate.Item) bool {
+	switch {
+	case it.ConfigMap != nil:
+		return !w.objects.exists(ref{configMap, pod.Namespace, it.ConfigMap.Name})
+	case it.Secret != nil:
+		return !w.objects.exists(ref{secret, pod.Namespace, it.Secret.Name})
+	}
+	return false
 }
 
 func (w *Writer) value(ctx context.Context, pod *corev1.Pod, it translate.Item, old string) (data []byte, next time.Duration, ok bool, err error) {

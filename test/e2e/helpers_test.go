@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -228,8 +231,8 @@ func logs(t *testing.T, k kubernetes.Interface, p *corev1.Pod, opts *corev1.PodL
 	return string(data)
 }
 
-// exec runs a command in a container and returns its output and exit code.
-func exec(t *testing.T, p *corev1.Pod, ctr string, stdin io.Reader, command ...string) (stdout, stderr string, code int) {
+// execIn runs a command in a container and returns its output and exit code.
+func execIn(t *testing.T, p *corev1.Pod, ctr string, stdin io.Reader, command ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	req := kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.Namespace).Name(p.Name).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: ctr, Command: command, Stdin: stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
@@ -290,4 +293,15 @@ func touch(t *testing.T, p *corev1.Pod) {
 	if _, err := kube.CoreV1().Pods(p.Namespace).Patch(t.Context(), p.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// program runs nomad-kubelet without the environment of a user.
+func program(t *testing.T, args ...string) (output string, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(binDir(), "nomad-kubelet"), args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }

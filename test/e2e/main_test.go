@@ -107,13 +107,13 @@ func clients(c *devcluster.Cluster) (*rest.Config, *kubernetes.Clientset, *api.C
 
 // saveLogs keeps the components' logs of a failed run under .dev/e2e-logs.
 func saveLogs(c *devcluster.Cluster) {
-	to := filepath.Join(binDir(), "..", ".dev", "e2e-logs")
+	to := filepath.Join(binDir(), "..", ".dev", "e2e-logs", c.ClusterID())
 	_ = os.RemoveAll(to) // an older run's
 	if err := os.CopyFS(to, os.DirFS(filepath.Join(c.Dir(), "logs"))); err != nil {
 		fmt.Fprintln(os.Stderr, "keep the logs:", err)
 		return
 	}
-	fmt.Fprintln(os.Stderr, "the components' logs are in .dev/e2e-logs")
+	fmt.Fprintln(os.Stderr, "the components' logs are in .dev/e2e-logs/"+c.ClusterID())
 }
 
 // jobID is the ID of a pod's job.

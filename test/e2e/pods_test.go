@@ -38,7 +38,7 @@ func TestRunLogsExecDelete(t *testing.T) {
 		}
 		return nil
 	})
-	out, errOut, code := exec(t, p, "c", strings.NewReader("from stdin"), "sh", "-c", "cat; echo err >&2; sleep 0.3; exit 7")
+	out, errOut, code := execIn(t, p, "c", strings.NewReader("from stdin"), "sh", "-c", "cat; echo err >&2; sleep 0.3; exit 7")
 	if out != "from stdin" || errOut != "err\n" || code != 7 {
 		t.Errorf("exec: %q, %q, code %d", out, errOut, code)
 	}
@@ -99,7 +99,7 @@ func TestEnvironmentAndVolumes(t *testing.T) {
 	})
 	p = await(t, kube, create(t, kube, ns, p), 40*time.Second, "ready", ready)
 	read := func(script string) string {
-		out, errOut, code := exec(t, p, "c", nil, "sh", "-c", script+"; sleep 0.3")
+		out, errOut, code := execIn(t, p, "c", nil, "sh", "-c", script+"; sleep 0.3")
 		if errOut != "" || code != 0 {
 			t.Errorf("%s: code %d, %s", script, code, errOut)
 		}

@@ -1,0 +1,107 @@
+# nomad-kubelet. `make help` lists what there is to do.
+
+SHELL := bash
+.SHELLFLAGS := -o pipefail -ec
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO ?= go
+
+# Pinned third-party programs, each group in a module of its own under tools/.
+# What the demo runs:
+DEMO_BINS := bin/etcd bin/nomad bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kubectl
+# What only some tests run:
+TEST_BINS := bin/consul bin/kubelet bin/kube-proxy bin/e2e.test bin/ginkgo bin/agnhost
+
+KUBE := v1.35.4
+NOMAD := 1.11.3
+CONSUL := 1.21.0
+
+# A Go build says nothing for minutes; -v names each package as it is compiled,
+# which is too much. One line for each hundred is about right.
+PROGRESS = 2>&1 | awk '/^[a-z0-9.]+\/|^[a-z]+(\/[a-z0-9]+)*$$/ { if (++n % 100 == 0) { print "    " n " packages compiled"; fflush() } next } /^go: downloading/ { if (++d % 50 == 0) { print "    " d " modules downloaded"; fflush() } next } { print; fflush() }'
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  make bin/NAME       Build one third-party program: $(notdir $(DEMO_BINS) $(TEST_BINS))"
+
+.PHONY: build
+build: ## Build bin/nomad-kubelet
+	@mkdir -p bin
+	$(GO) build -ldflags "-X main.version=$(VERSION)" -o bin/nomad-kubelet ./cmd/nomad-kubelet
+
+.PHONY: third-party
+third-party: $(DEMO_BINS) ## Build the third-party programs of the demo into bin/
+
+.PHONY: demo
+demo: $(DEMO_BINS) build ## Start Kubernetes and Nomad on this machine and run the examples
+	bin/nomad-kubelet dev demo --bin-dir bin
+
+.PHONY: demo-down
+demo-down: build ## Stop the demo and leave nothing behind
+	bin/nomad-kubelet dev down
+
+.PHONY: lint
+lint: ## Check formatting, go vet, staticcheck
+	@bad=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null | grep . || find . -name '*.go' -not -path './.dev/*')); \
+	if [ -n "$$bad" ]; then echo "gofmt -w is due for:"; echo "$$bad"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/lint/go.mod staticcheck ./...
+
+.PHONY: test-unit
+test-unit: ## Run the unit tests
+	$(GO) test $$($(GO) list ./... | grep -v '/test/')
+
+.PHONY: test-e2e
+test-e2e: $(DEMO_BINS) build ## Run the tests on real components
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/...
+
+.PHONY: test
+test: lint test-unit test-e2e ## Run all tests
+
+.PHONY: clean
+clean: ## Remove what was built; run make demo-down first
+	rm -rf bin .dev
+
+bin/etcd: tools/etcd/go.mod
+	@echo "Building etcd (half a minute when nothing is cached)"
+	@cd tools/etcd && $(GO) build -v -o ../../bin/etcd go.etcd.io/etcd/server/v3 $(PROGRESS)
+	@touch $@
+
+bin/nomad: tools/nomad/go.mod
+	@echo "Building Nomad $(NOMAD) (about four minutes when nothing is cached)"
+	@cd tools/nomad && $(GO) build -v -ldflags "-X github.com/hashicorp/nomad/version.Version=$(NOMAD) -X github.com/hashicorp/nomad/version.VersionPrerelease=" \
+		-o ../../bin/nomad github.com/hashicorp/nomad $(PROGRESS)
+	@touch $@
+
+bin/consul: tools/consul/go.mod
+	@echo "Building Consul $(CONSUL) (about four minutes when nothing is cached)"
+	@cd tools/consul && $(GO) build -v -ldflags "-X github.com/hashicorp/consul/version.GitDescribe=$(CONSUL)" \
+		-o ../../bin/consul github.com/hashicorp/consul $(PROGRESS)
+	@touch $@
+
+KUBE_PARTS := $(subst ., ,$(KUBE:v%=%))
+KUBE_LDFLAGS := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,\
+	-X $p.gitVersion=$(KUBE) -X $p.gitMajor=$(word 1,$(KUBE_PARTS)) -X $p.gitMinor=$(word 2,$(KUBE_PARTS)) -X $p.gitTreeState=clean)
+
+bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kubectl bin/kubelet bin/kube-proxy: tools/kubernetes/go.mod
+	@echo "Building $(@F) $(KUBE) (the first of Kubernetes' programs takes four minutes, each other less than one)"
+	@cd tools/kubernetes && $(GO) build -v -ldflags "$(KUBE_LDFLAGS)" -o ../../$@ k8s.io/kubernetes/cmd/$(@F) $(PROGRESS)
+	@touch $@
+
+bin/agnhost: tools/kubernetes/go.mod
+	@echo "Building agnhost"
+	@cd tools/kubernetes && CGO_ENABLED=0 $(GO) build -v -o ../../$@ k8s.io/kubernetes/test/images/agnhost $(PROGRESS)
+	@touch $@
+
+bin/ginkgo: tools/kubernetes/go.mod
+	@echo "Building ginkgo"
+	@cd tools/kubernetes && $(GO) build -v -o ../../$@ github.com/onsi/ginkgo/v2/ginkgo $(PROGRESS)
+	@touch $@
+
+bin/e2e.test: tools/kubernetes/go.mod
+	@echo "Building e2e.test $(KUBE) (about three minutes)"
+	@cd tools/kubernetes && $(GO) test -c -v -ldflags "$(KUBE_LDFLAGS)" -o ../../$@ k8s.io/kubernetes/test/e2e $(PROGRESS)
+	@touch $@

@@ -1,0 +1,91 @@
+package devcluster
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// prerequisite is something the machine must have, and the Debian package that
+// brings it.
+type prerequisite struct {
+	what    string
+	pkg     string
+	present func() bool
+}
+
+func program(name string) func() bool {
+	return func() bool { return lookPath(name) != "" }
+}
+
+func prerequisites(ctx context.Context, o Options) []prerequisite {
+	list := []prerequisite{
+		{"iptables", "iptables", program("iptables")},
+		{"ip", "iproute2", program("ip")},
+		{"CNI plugins (in " + strings.Join(cniDirs, ", ") + ")", "containernetworking-plugins", func() bool { return findCNI() != "" }},
+	}
+	if !o.NoDocker {
+		list = append(list,
+			prerequisite{"Docker engine", "docker.io", func() bool {
+				return newEngine(systemDocker).ping(ctx) == nil || lookPath("dockerd") != ""
+			}},
+			prerequisite{"static busybox", "busybox-static", func() bool { _, err := StaticBusybox(); return err == nil }})
+	}
+	if !o.VMImage {
+		return list
+	}
+	list = append(list, prerequisite{"qemu", "qemu-system-x86", program("qemu-system-x86_64")})
+	if exists(filepath.Join(o.CacheDir, "vm.img")) {
+		return list
+	}
+	return append(list,
+		prerequisite{"mkfs.fat", "dosfstools", program("mkfs.fat")},
+		prerequisite{"mcopy", "mtools", program("mcopy")},
+		prerequisite{"syslinux", "syslinux", program("syslinux")},
+		prerequisite{"syslinux boot code", "syslinux-common", func() bool { return exists("/usr/lib/syslinux/mbr/mbr.bin") }})
+}
+
+// Prerequisites finds out what the machine lacks for opts. With install it
+// fetches Debian's packages when it may; otherwise, or when that is not
+// possible, the error names everything that is missing and where it comes from.
+func Prerequisites(ctx context.Context, opts Options, install bool, out io.Writer) error {
+	if err := opts.complete(); err != nil {
+		return err
+	}
+	var names, packages []string
+	for _, p := range prerequisites(ctx, opts) {
+		if p.present() {
+			continue
+		}
+		names = append(names, p.what+" (package "+p.pkg+")")
+		if !slices.Contains(packages, p.pkg) {
+			packages = append(packages, p.pkg)
+		}
+	}
+	if len(packages) == 0 {
+		return nil
+	}
+	missing := fmt.Errorf("missing: %s\non Debian: sudo apt-get install --no-install-recommends %s",
+		strings.Join(names, ", "), strings.Join(packages, " "))
+	if !install || os.Geteuid() != 0 || lookPath("apt-get") == "" {
+		return missing
+	}
+	fmt.Fprintf(out, "Installing from Debian: %s\n", strings.Join(packages, " "))
+	for _, args := range [][]string{
+		{"update", "-q"},
+		append([]string{"install", "-q", "-y", "--no-install-recommends"}, packages...),
+	} {
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		cmd.Stdout, cmd.Stderr = out, out
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("apt-get %s: %w\n%w", args[0], err, missing)
+		}
+	}
+	return Prerequisites(ctx, opts, false, out)
+}

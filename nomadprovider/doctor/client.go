@@ -1,0 +1,146 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// client checks one Nomad client: by what it has reported of itself, and by
+// its agent's configuration where that may be read.
+func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
+	where := "client " + c.node.Name
+	d.drivers(r, where, c)
+	d.cni(r, where, c)
+	d.compute(r, where, c.node)
+	self, err := d.agent(ctx, c.node)
+	if err != nil {
+		r.add(Check{Where: where, What: "agent settings", Result: Unknown, Found: err.Error(),
+			Breaks: "kept grace periods, logs of finished pods, and pods surviving an outage of Nomad's servers depend on them",
+			Remedy: "on that machine compare its configuration with deploy/nomad/client.hcl:\n" +
+				"nomad agent-info; grep -A4 -E 'nomad_retry|max_kill_timeout|gc_max_allocs|allow_caps|http_max_conns' /etc/nomad.d/*.hcl"})
+		return
+	}
+	for _, s := range clientSettings {
+		s.check(r, where, self)
+	}
+	if slices.Contains(drivers(c), "docker") {
+		capabilities(r, where, self, c.vn.HostAccess.Capabilities)
+		if c.vn.HostAccess.Privileged && !self.plugin("docker").boolean("allow_privileged") {
+			r.add(Check{Where: where, What: "docker privileged", Result: Warn, Found: "off", Breaks: "privileged pods, which hostAccess allows, fail to start",
+				Remedy: `plugin "docker" { config { allow_privileged = true } }`})
+		}
+	}
+}
+
+// drivers that the virtual node's runtimes name.
+func drivers(c poolClient) []string {
+	var out []string
+	for _, rt := range c.vn.Runtimes {
+		if !slices.Contains(out, rt.Driver) {
+			out = append(out, rt.Driver)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (d *Doctor) drivers(r *Report, where string, c poolClient) {
+	for _, name := range drivers(c) {
+		info := c.node.Drivers[name]
+		switch {
+		case info == nil || !info.Detected:
+			r.add(Check{Where: where, What: "driver " + name, Result: Warn, Found: "not there", Breaks: "pods of that runtime are placed on other clients only", Remedy: driverRemedy(name)})
+			continue
+		case !info.Healthy:
+			r.add(Check{Where: where, What: "driver " + name, Result: Warn, Found: "unhealthy: " + info.HealthDescription, Breaks: "pods of that runtime are placed on other clients only", Remedy: driverRemedy(name)})
+			continue
+		}
+		version := c.node.Attributes["driver."+name+".version"]
+		if name != "docker" {
+			r.ok(where, "driver "+name, version)
+			continue
+		}
+		// The driver reports this attribute only when volumes are on
+		// (drivers/docker/fingerprint.go).
+		if on := c.node.Attributes["driver.docker.volumes.enabled"]; on != "1" && on != "true" {
+			r.add(Check{Where: where, What: "driver docker", Result: Fail, Found: version + ", volumes are off",
+				Breaks: "pods with any volume, ConfigMap, Secret or service account token fail to start",
+				Remedy: `plugin "docker" { config { volumes { enabled = true } } }`})
+			continue
+		}
+		r.ok(where, "driver docker", version+", volumes on")
+	}
+}
+
+// cniPlugins are what Nomad's bridge network runs (client/allocrunner/networking_bridge_linux.go).
+var cniPlugins = []string{"bridge", "firewall", "host-local", "loopback", "portmap"}
+
+func (d *Doctor) cni(r *Report, where string, c poolClient) {
+	if !networked(c.vn) {
+		return
+	}
+	var missing []string
+	for _, p := range cniPlugins {
+		if c.node.Attributes["plugins.cni.version."+p] == "" {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 {
+		r.ok(where, "CNI plugins", strings.Join(cniPlugins, ", "))
+		return
+	}
+	r.add(Check{Where: where, What: "CNI plugins", Result: Fail, Found: "missing: " + strings.Join(missing, ", "),
+		Breaks: "no pod with a network of its own is placed on this client",
+		Remedy: "apt-get install containernetworking-plugins, and client { cni_path = \"/usr/lib/cni\" }, then restart Nomad"})
+}
+
+// compute tells how Nomad's MHz relate to cores.
+func (d *Doctor) compute(r *Report, where string, n *api.Node) {
+	if n.NodeResources == nil || n.NodeResources.Cpu.TotalCpuCores == 0 {
+		r.add(Check{Where: where, What: "CPU scale", Result: Unknown, Found: "the client reports no cores", Remedy: "nomad node status -verbose " + n.ID})
+		return
+	}
+	cores := int64(n.NodeResources.Cpu.TotalCpuCores)
+	mhz := n.NodeResources.Cpu.CpuShares
+	if mhz == 1000*cores {
+		r.ok(where, "CPU scale", fmt.Sprintf("%d cores, 1 MHz is 1 millicore", cores))
+		return
+	}
+	r.add(Check{Where: where, What: "CPU scale", Result: Warn, Found: fmt.Sprintf("%d cores count %d MHz", cores, mhz),
+		Breaks: "where clients of a pool differ, a pod's CPU request takes more of a slower one than it needs",
+		Remedy: fmt.Sprintf("client { cpu_total_compute = %d }", 1000*cores)})
+}
+
+// dockerCaps is Docker's default set, without which pods that add or drop
+// capabilities are refused.
+var dockerCaps = []string{"audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "mknod",
+	"net_bind_service", "net_raw", "setfcap", "setgid", "setpcap", "setuid", "sys_chroot"}
+
+func capabilities(r *Report, where string, self *agentSelf, allowed []string) {
+	have := self.plugin("docker").list("allow_caps")
+	if slices.Contains(have, "all") {
+		r.ok(where, "docker allow_caps", "all")
+		return
+	}
+	want := slices.Clone(dockerCaps)
+	if have == nil {
+		// Nomad's own default is Docker's without net_raw
+		// (drivers/shared/capabilities/defaults.go).
+		have = slices.DeleteFunc(slices.Clone(dockerCaps), func(c string) bool { return c == "net_raw" })
+	}
+	for _, c := range allowed {
+		want = append(want, strings.ToLower(strings.TrimPrefix(c, "CAP_")))
+	}
+	missing := slices.DeleteFunc(want, func(c string) bool { return slices.Contains(have, c) })
+	if len(missing) == 0 {
+		r.ok(where, "docker allow_caps", "all that pods may ask for")
+		return
+	}
+	r.add(Check{Where: where, What: "docker allow_caps", Result: Warn, Found: "missing: " + strings.Join(missing, ", "),
+		Breaks: "pods that need these capabilities fail to start (net_raw: ping)",
+		Remedy: `plugin "docker" { config { allow_caps = [...] } } as in deploy/nomad/client.hcl`})
+}
