@@ -20,7 +20,7 @@ CONSUL := 1.21.0
 
 # A Go build says nothing for minutes; -v names each package as it is compiled,
 # which is too much. One line for each hundred is about right.
-PROGRESS = 2>&1 | awk '/^[a-z0-9.]+\/|^[a-z]+(\/[a-z0-9]+)*$$/ { if (++n % 100 == 0) { print "    " n " packages compiled"; fflush() } next } /^go: downloading/ { if (++d % 50 == 0) { print "    " d " modules downloaded"; fflush() } next } { print; fflush() }'
+PROGRESS = 2>&1 | awk '/^[^ \t]+$$/ { if (++n % 100 == 0) { print "    " n " packages compiled"; fflush() } next } /^go: downloading/ { if (++d % 50 == 0) { print "    " d " modules downloaded"; fflush() } next } { print; fflush() }'
 
 .PHONY: help
 help: ## Show this list

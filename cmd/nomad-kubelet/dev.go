@@ -39,6 +39,9 @@ func newDevUpCommand(dir *string) *cobra.Command {
 			cmd.SilenceUsage = true
 			opts.Dir, opts.Out = *dir, cmd.OutOrStdout()
 			c, err := devcluster.Up(cmd.Context(), opts)
+			if c != nil && err != nil {
+				return fmt.Errorf("%w\nWhat has started runs on, to be looked at; nomad-kubelet dev down stops it", err)
+			}
 			if err != nil {
 				return err
 			}

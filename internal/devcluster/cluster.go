@@ -301,6 +301,18 @@ func (c *Cluster) find(name string) (string, error) {
 	return "", fmt.Errorf("%s is neither in %q nor on PATH: name its directory with --bin-dir, or build it (make bin/%s)", name, c.opts.BinDir, name)
 }
 
+// checkPrograms looks for all programs before the first one starts.
+func (c *Cluster) checkPrograms() error {
+	var errs []error
+	for _, name := range c.started() {
+		if name != Docker && name != NomadKubelet {
+			_, err := c.find(name)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // lookPath is [exec.LookPath] with the system directories added.
 func lookPath(name string) string {
 	if path, err := exec.LookPath(name); err == nil {

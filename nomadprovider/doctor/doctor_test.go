@@ -293,6 +293,7 @@ func TestLive(t *testing.T) {
 	expect(t, r, "gc_max_allocs", Warn, "1000")
 	expect(t, r, "event_buffer_size", Warn, "20000")
 	expect(t, r, "namespace", OK, "default")
+	expect(t, r, "token", Warn, "ACLs are off")
 	expect(t, r, "plan a job (submit-job)", OK, "")
 	var text, js bytes.Buffer
 	if err := errors.Join(r.WriteText(&text), r.WriteJSON(&js)); err != nil {

@@ -16,6 +16,9 @@ import (
 const (
 	atNomad     = "nomad"
 	applyPolicy = "nomad acl policy apply nomad-kubelet deploy/nomad/policy.hcl"
+	// aclsDisabled is how Nomad calls everybody while ACLs are off
+	// (nomad/structs/acl.go).
+	aclsDisabled = "ACLs disabled token"
 )
 
 // nomad checks that there is one with a leader, and its region; the rest makes
@@ -110,15 +113,15 @@ func (d *Doctor) self(ctx context.Context, r *Report) bool {
 	tok, _, err := d.Nomad.ACLTokens().Self(q)
 	var u api.UnexpectedResponseError
 	switch {
+	case err == nil && tok.Name == aclsDisabled, errors.As(err, &u) && strings.Contains(u.Body(), "ACL support disabled"):
+		r.add(Check{Where: atNomad, What: "token", Result: Warn, Found: "ACLs are off", Breaks: "nothing, but anybody who reaches Nomad may read every Secret that pods use",
+			Remedy: "set acl { enabled = true } on all Nomad agents, then: nomad acl bootstrap"})
 	case err == nil && tok.Type == "management":
 		r.add(Check{Where: atNomad, What: "token", Result: Warn, Found: "a management token", Breaks: "nothing, but it may do far more than it needs to",
 			Remedy: applyPolicy + "\nnomad acl token create -name nomad-kubelet -policy nomad-kubelet"})
 	case err == nil:
 		r.ok(atNomad, "token", fmt.Sprintf("%q with policies %s", tok.Name, strings.Join(tok.Policies, ", ")))
 		d.policies(q, r, tok)
-	case errors.As(err, &u) && strings.Contains(u.Body(), "ACL support disabled"):
-		r.add(Check{Where: atNomad, What: "token", Result: Warn, Found: "ACLs are off", Breaks: "nothing, but anybody who reaches Nomad may read every Secret that pods use",
-			Remedy: "set acl { enabled = true } on all Nomad agents, then: nomad acl bootstrap"})
 	case connect.Denied(err) || errors.As(err, &u) && (u.StatusCode() == http.StatusNotFound || strings.Contains(u.Body(), "signed token")):
 		// Nomad takes what is no UUID for a signed token, and answers 500.
 		r.add(Check{Where: atNomad, What: "token", Result: Fail, Found: "none, or Nomad does not know it", Breaks: "everything",

@@ -382,3 +382,28 @@ func TestForeignConditionsStay(t *testing.T) {
 		t.Error("the foreign condition is gone")
 	}
 }
+
+// A ConfigMap's change reaches the files of a running container.
+func TestLiveConfigMap(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	cm, err := kube.CoreV1().ConfigMaps(ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "conf"}, Data: map[string]string{"k": "old"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := create(t, kube, ns, pod("live", "sleep 3600", func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "conf", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "conf"}}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "conf", MountPath: "/conf"}}
+	}))
+	p = await(t, kube, p, 30*time.Second, "ready", ready)
+	cm.Data["k"] = "new"
+	if _, err := kube.CoreV1().ConfigMaps(ns).Update(t.Context(), cm, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the new content", func() error {
+		if out, _, _ := execIn(t, p, "c", nil, "sh", "-c", "cat /conf/k; sleep 0.2"); out != "new" {
+			return fmt.Errorf("got %q", out)
+		}
+		return nil
+	})
+}
