@@ -28,9 +28,10 @@ help: ## Show this list
 	@echo "  make bin/NAME       Build one third-party program: $(notdir $(DEMO_BINS) $(TEST_BINS))"
 
 .PHONY: build
-build: ## Build bin/nomad-kubelet
+build: ## Build bin/nomad-kubelet and bin/companion
 	@mkdir -p bin
 	$(GO) build -ldflags "-X main.version=$(VERSION)" -o bin/nomad-kubelet ./cmd/nomad-kubelet
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/companion ./cmd/companion
 
 .PHONY: third-party
 third-party: $(DEMO_BINS) ## Build the third-party programs of the demo into bin/
@@ -56,7 +57,7 @@ test-unit: ## Run the unit tests
 
 .PHONY: test-e2e
 test-e2e: $(DEMO_BINS) build ## Run the tests on real components
-	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/...
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/e2e
 
 .PHONY: test
 test: lint test-unit test-e2e ## Run all tests

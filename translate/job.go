@@ -65,6 +65,7 @@ func Job(pod *corev1.Pod, in Inputs) (*Result, error) {
 	for _, c := range b.containers() {
 		b.task(c)
 	}
+	b.companions()
 	b.finishNetwork()
 	b.disk()
 	return b.result()

@@ -109,6 +109,9 @@ type NodeProfile struct {
 	// Runtimes is the driver table, by RuntimeClass name; "" is the row for
 	// pods without one.
 	Runtimes map[string]Runtime
+	// CompanionImage is the image of cmd/companion, for pods that need one
+	// beside them; empty: none, and what it would do is left out with a note.
+	CompanionImage string
 }
 
 // Keys tells which objects exist and which keys they hold; a missing entry

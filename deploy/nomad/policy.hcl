@@ -39,6 +39,11 @@ node {
   policy = "read"
 }
 
+# Tell a node pool that does not exist from one that is empty.
+node_pool "*" {
+  policy = "read"
+}
+
 # Doctor reads agents' settings; without it that part says "unknown".
 agent {
   policy = "read"

@@ -107,6 +107,9 @@ type VirtualNode struct {
 	ClusterDNS      []string             `json:"clusterDNS,omitempty"`
 	ClusterDomain   string               `json:"clusterDomain,omitempty"`
 	HostAccess      translate.HostAccess `json:"hostAccess,omitempty"`
+	// CompanionImage is the image of cmd/companion, which VM pods have beside
+	// them; empty: VM pods run without.
+	CompanionImage string `json:"companionImage,omitempty"`
 	// Runtimes is the driver table by RuntimeClass name; rows given here are
 	// added to the built-in ones ("" is docker, "nomad-vm" is qemu) or replace
 	// them.

@@ -23,5 +23,6 @@ func Profile(n VirtualNode) translate.NodeProfile {
 		ClusterDomain:          n.ClusterDomain,
 		HostAccess:             n.HostAccess,
 		Runtimes:               n.Runtimes,
+		CompanionImage:         n.CompanionImage,
 	}
 }

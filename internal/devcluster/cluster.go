@@ -129,6 +129,9 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	if err := c.prepare(); err != nil {
 		return nil, err
 	}
+	if err := c.checkPrograms(); err != nil {
+		return nil, err
+	}
 	if err := c.checkPorts(ctx); err != nil {
 		return nil, err
 	}

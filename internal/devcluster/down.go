@@ -212,14 +212,11 @@ func (c *Cluster) clearFiles() error {
 		errs = append(errs, os.RemoveAll(short))
 		os.Remove(filepath.Dir(short))
 	}
-	keep := []string{"cache", "logs"}
-	entries, err := os.ReadDir(c.opts.Dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !slices.Contains(keep, e.Name()) {
-			errs = append(errs, os.RemoveAll(filepath.Join(c.opts.Dir, e.Name())))
+	// By name, never all of the directory: --dir may name one with other things.
+	for _, pattern := range []string{"run", "pki", "nomad-config", "etcd", "nomad", "kubeconfig*", "nomad-kubelet.yaml", "*.token", "state.json"} {
+		paths, _ := filepath.Glob(filepath.Join(c.opts.Dir, pattern))
+		for _, path := range paths {
+			errs = append(errs, os.RemoveAll(path))
 		}
 	}
 	return errors.Join(errs...)

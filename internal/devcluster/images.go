@@ -28,6 +28,9 @@ const pullTimeout = 20 * time.Second
 // its registry, or as a stand-in made of Debian's static busybox.
 func (c *Cluster) prepareImages(ctx context.Context) error {
 	images := []string{busyboxImage, pauseImage()}
+	if err := c.prepareCompanion(ctx); err != nil {
+		return err
+	}
 	how := make([]string, len(images))
 	errs := make([]error, len(images))
 	return c.step("images", func() (string, error) {

@@ -30,6 +30,9 @@ func (c *Cluster) Config() *config.Config {
 		Name:       VirtualNode,
 		HostAccess: translate.HostAccess{ImagePaths: []string{filepath.Dir(VMImagePath)}},
 	}
+	if image, err := c.companionImage(); err == nil && !c.opts.NoDocker {
+		node.CompanionImage = image
+	}
 	if c.opts.MockRuntime {
 		node.Runtimes = map[string]translate.Runtime{
 			"nomad-mock": {Driver: "mock_driver", NoNetwork: true, NoLogs: true, Config: map[string]any{"run_for": "8760h"}},

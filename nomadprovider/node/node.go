@@ -128,19 +128,9 @@ func (n *Node) Name() string { return n.o.Config.Name }
 func (n *Node) Profile() translate.NodeProfile {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c := n.o.Config
-	return translate.NodeProfile{
-		Name:   c.Name,
-		Region: n.o.Region, Namespace: c.Namespace, NodePool: c.NodePool, Datacenters: c.Datacenters,
-		Network:                c.Network,
-		MHzPerCore:             n.sum.mhzPerCore,
-		MemoryOversubscription: n.oversubscribed,
-		DefaultMemoryMB:        c.DefaultMemoryMB,
-		ClusterDNS:             c.ClusterDNS,
-		ClusterDomain:          c.ClusterDomain,
-		HostAccess:             c.HostAccess,
-		Runtimes:               c.Runtimes,
-	}
+	p := config.Profile(n.o.Config)
+	p.Region, p.MHzPerCore, p.MemoryOversubscription = n.o.Region, n.sum.mhzPerCore, n.oversubscribed
+	return p
 }
 
 // Ping tells Virtual Kubelet that this process is alive, which is what the

@@ -1,0 +1,76 @@
+package companion
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// prompt ends qemu's banner on its human monitor.
+var prompt = []byte("(qemu) ")
+
+// PowerButton waits until stop is done and then presses the power button of
+// the VM whose monitor listens on the Unix socket, and stays connected until
+// the VM has gone or ctx ends.
+//
+// Nomad's qemu driver presses it too (graceful_shutdown), but hangs up in the
+// same breath, and qemu before 9.0 drops what a client wrote that has hung up
+// (chardev/char-socket.c, tcp_chr_hup).
+func PowerButton(ctx context.Context, stop <-chan struct{}, socket string) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-stop:
+	}
+	conn, err := dial(ctx, socket)
+	if err != nil {
+		return fmt.Errorf("connect to the VM's monitor: %w", err)
+	}
+	defer conn.Close()
+	unblock := context.AfterFunc(ctx, func() { conn.Close() })
+	defer unblock()
+	if err := awaitPrompt(conn); err != nil {
+		return fmt.Errorf("wait for the VM's monitor: %w", err)
+	}
+	if _, err := io.WriteString(conn, "system_powerdown\n"); err != nil {
+		return fmt.Errorf("press the VM's power button: %w", err)
+	}
+	// The monitor says nothing of interest until the VM is off.
+	_, _ = io.Copy(io.Discard, conn)
+	return nil
+}
+
+// dial tries again while another client, Nomad's driver, has the monitor: qemu
+// serves one at a time.
+func dial(ctx context.Context, socket string) (net.Conn, error) {
+	const tries, pause = 10, 100 * time.Millisecond
+	var conn net.Conn
+	var err error
+	for range tries {
+		if conn, err = (&net.Dialer{}).DialContext(ctx, "unix", socket); err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+	return nil, err
+}
+
+func awaitPrompt(r io.Reader) error {
+	var seen []byte
+	buf := make([]byte, 512)
+	for !bytes.Contains(seen, prompt) {
+		n, err := r.Read(buf)
+		if err != nil {
+			return err
+		}
+		seen = append(seen, buf[:n]...)
+	}
+	return nil
+}
