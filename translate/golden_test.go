@@ -27,7 +27,7 @@ func testInputs() Inputs {
 		Node: NodeProfile{
 			Name: "nomad", Region: "global", Namespace: "default", NodePool: "default", Network: NetworkBridge,
 			MHzPerCore: 1000, MemoryOversubscription: true, DefaultMemoryMB: 128,
-			ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local",
+			ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local", CompanionImage: "nomad-kubelet/companion:test",
 			Runtimes: map[string]Runtime{"": {Driver: "docker"}, "nomad-vm": {Driver: "qemu"}, "mock": {Driver: "mock_driver", NoLogs: true, Config: map[string]any{"run_for": "30s"}}},
 		},
 		ConfigMaps: Keys{}, Secrets: Keys{},
