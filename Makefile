@@ -59,6 +59,10 @@ test-unit: ## Run the unit tests
 test-e2e: $(DEMO_BINS) build ## Run the tests on real components
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/e2e
 
+.PHONY: bench
+bench: $(DEMO_BINS) build ## Measure nomad-kubelet beside Nomad alone (ten minutes; BENCH_FLAGS=-strict fails on missed goals)
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 60m ./test/bench -run '^$$' -bench . $(BENCH_FLAGS)
+
 .PHONY: test
 test: lint test-unit test-e2e ## Run all tests
 

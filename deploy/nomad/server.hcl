@@ -4,9 +4,9 @@
 server {
   enabled = true
 
-  # nomad-kubelet follows Nomad's event stream. After a disconnect it goes on
-  # from the last event it saw if the server still holds it; the default of 100
-  # is gone within a second when pods start in numbers.
+  # nomad-kubelet follows Nomad's event stream. A reader that falls behind the
+  # buffer is cut off and has to list everything again; the default of 100 is
+  # gone within a second when pods start in numbers.
   event_buffer_size = 20000
 
   # A completed pod stays readable in Kubernetes, and `kubectl logs` of it works

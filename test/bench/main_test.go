@@ -27,6 +27,7 @@ var (
 	withLogs   = flag.Bool("logs", false, "collect logs of the mock tasks, on both sides")
 	memoryPods = flag.Int("memory-pods", 1000, "with how many pods to measure memory")
 	settle     = flag.Duration("settle", 20*time.Second, "how long to let nomad-kubelet rest before its memory is read")
+	program    = flag.String("program", "", "nomad-kubelet to measure, an absolute path; bin/nomad-kubelet unless given")
 	output     = flag.String("figures", "../../.dev/bench.json", "where to write the figures")
 )
 
@@ -103,7 +104,7 @@ func start(ctx context.Context) error {
 		Dir: dir, BinDir: bin, PortBase: portBase, OwnDocker: true, MockRuntime: true,
 		CacheDir: filepath.Join(bin, "..", ".dev", "bench-cache"),
 		RBACFile: filepath.Join(bin, "..", "deploy", "kubernetes", "rbac.yaml"),
-		Out:      os.Stdout,
+		Out:      os.Stdout, NomadKubelet: *program,
 		Configure: func(c *config.Config) {
 			c.Nomad.Address = hy.proxy.address
 			vn := &c.VirtualNodes[0]

@@ -2,9 +2,7 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -18,7 +16,12 @@ import (
 )
 
 // podTimes says when the API server first showed a pod so.
-type podTimes struct{ bound, running, ready time.Time }
+type podTimes struct {
+	bound, running, ready time.Time
+	// updates are the changes of the bound pod. A patch that changes nothing
+	// costs the API server nearly as much and makes none.
+	updates int
+}
 
 // podWatch knows of every pod by watch.
 type podWatch struct {
@@ -54,12 +57,11 @@ func (w *podWatch) change(f func()) {
 
 func (w *podWatch) see(p *corev1.Pod) {
 	now := time.Now()
-	if os.Getenv("BTRACE") != "" && p.Name == "p0007" {
-		d, _ := json.Marshal(p.Status)
-		fmt.Println("TRACE", now.Format("05.000"), p.ResourceVersion, string(d))
-	}
 	w.change(func() {
 		t := w.pods[p.UID]
+		if !t.bound.IsZero() {
+			t.updates++
+		}
 		first(&t.bound, p.Spec.NodeName != "", now)
 		first(&t.running, p.Status.Phase == corev1.PodRunning, now)
 		first(&t.ready, p.Status.Phase == corev1.PodRunning && ready(p), now)
@@ -100,6 +102,16 @@ func (w *podWatch) await(ctx context.Context, pods []*corev1.Pod) (map[types.UID
 			return nil, fmt.Errorf("%d of %d pods are ready: %w", len(out), len(pods), err)
 		}
 	}
+}
+
+// updates is the sum over the pods.
+func (w *podWatch) updates(pods []*corev1.Pod) (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range pods {
+		n += w.pods[p.UID].updates
+	}
+	return n
 }
 
 // next waits for news, and then a little: on two cores, looking through

@@ -44,9 +44,10 @@ ports {
   serf = %d
 }
 client { 
+  alloc_dir = %q
   options { "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean" }
 }
-`, ports[0], ports[1], ports[2])
+`, ports[0], ports[1], ports[2], filepath.Join(dir, "alloc"))
 	for name, text := range map[string]string{"base.hcl": conf, "extra.hcl": extra} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -66,6 +67,7 @@ client {
 	}
 	t.Cleanup(func() {
 		a.Stop()
+		unmountBelow(t, dir)
 		_ = log.Close()
 		if t.Failed() {
 			if out, err := os.ReadFile(log.Name()); err == nil {
@@ -79,6 +81,22 @@ client {
 	}
 	a.waitReady(t)
 	return a
+}
+
+// unmountBelow removes the file systems of tasks' secrets, which the agent
+// leaves mounted.
+func unmountBelow(t testing.TB, dir string) {
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		return // not Linux
+	}
+	for _, line := range strings.Split(string(mounts), "\n") {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			if err := syscall.Unmount(f[1], syscall.MNT_DETACH); err != nil {
+				t.Logf("unmount %s: %v", f[1], err)
+			}
+		}
+	}
 }
 
 // Stop ends the agent and waits for it; the jobs' processes end with it.
@@ -128,7 +146,16 @@ func (a *Agent) Run(t testing.TB, job *api.Job) *api.AllocationListStub {
 		}
 		return len(stub.TaskStates) > 0
 	})
-	t.Cleanup(func() { _, _, _ = a.Client.Jobs().Deregister(*job.ID, true, nil) })
+	// The agent leaves its tasks running when it ends, so they end before it.
+	t.Cleanup(func() {
+		if _, _, err := a.Client.Jobs().Deregister(*job.ID, false, nil); err != nil {
+			return // the test has stopped the agent
+		}
+		Eventually(t, 30*time.Second, "job "+*job.ID+" has ended", func() bool {
+			got, _, err := a.Client.Allocations().Info(stub.ID, nil)
+			return err != nil || got.ClientTerminalStatus()
+		})
+	})
 	return stub
 }
 

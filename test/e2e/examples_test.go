@@ -1,0 +1,66 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"time"
+)
+
+// kubectl runs it as a user would.
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir(), "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+cluster.KubeconfigFile())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// The examples run as they stand.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	kubectl(t, "-n", ns, "apply", "-f", "../../examples/hello", "-f", "../../examples/vm")
+	kubectl(t, "-n", ns, "rollout", "status", "deployment/hello", "--timeout=90s")
+	kubectl(t, "-n", ns, "wait", "--for=condition=complete", "job/hello-once", "--timeout=90s")
+	kubectl(t, "-n", ns, "wait", "--for=jsonpath={.status.phase}=Running", "pod/hello-vm", "--timeout=90s")
+	eventually(t, 20*time.Second, "the Deployment's greeting", func() error {
+		if out := kubectl(t, "-n", ns, "logs", "--selector=app=hello", "--tail=2"); strings.Count(out, "Hello from Nomad") != 3 {
+			return fmt.Errorf("got %q", out)
+		}
+		return nil
+	})
+	if out := kubectl(t, "-n", ns, "exec", "deploy/hello", "--", "sh", "-c", "echo $((6*7))"); out != "42\n" {
+		t.Errorf("exec: %q", out)
+	}
+	kubectl(t, "-n", ns, "delete", "--wait", "--timeout=60s", "-f", "../../examples/hello", "-f", "../../examples/vm")
+}
+
+// The doctor finds nothing that puts pods at risk in the hybrid, which runs with
+// the settings of deploy/nomad, and does in one that lacks them.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	out, err := program(t, "doctor", "--config", cluster.ConfigFile())
+	if err != nil || !strings.Contains(out, " 0 fail") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	config, err := os.ReadFile(cluster.ConfigFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := filepath.Join(t.TempDir(), "config.yaml")
+	text := strings.Replace(string(config), "name: nomad\n", "name: nomad\n  nodePool: nowhere\n", 1)
+	if err := os.WriteFile(wrong, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := program(t, "doctor", "--config", wrong); err == nil || !strings.Contains(out, "nowhere") {
+		t.Errorf("an unknown node pool: %v\n%s", err, out)
+	}
+}
