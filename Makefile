@@ -33,6 +33,15 @@ build: ## Build bin/nomad-kubelet and bin/companion
 	$(GO) build -ldflags "-X main.version=$(VERSION)" -o bin/nomad-kubelet ./cmd/nomad-kubelet
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/companion ./cmd/companion
 
+.PHONY: image
+image: ## Build the images nomad-kubelet and nomad-kubelet/companion with docker
+	@mkdir -p bin/image
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/image/nomad-kubelet ./cmd/nomad-kubelet
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/image/companion ./cmd/companion
+	cp /etc/ssl/certs/ca-certificates.crt bin/image/
+	docker build -t nomad-kubelet:$(VERSION) -t nomad-kubelet:latest .
+	docker build -t nomad-kubelet/companion:$(VERSION) --target companion .
+
 .PHONY: third-party
 third-party: $(DEMO_BINS) ## Build the third-party programs of the demo into bin/
 

@@ -111,11 +111,11 @@ func (b *builder) credentials(c *container, secrets []string) {
 // others are given a command and refused what would silently be missing.
 func (b *builder) genericTask(c *container) {
 	if b.row.Driver == driverMock {
-		b.note(c.path, "driver %s runs no process: image, command, volumes and security context have no effect", driverMock)
+		b.noteCommon(c.path, "driver %s runs no process: image, command, volumes and security context have no effect", driverMock)
 		return
 	}
 	b.user(c)
-	b.note(c.path+".image", "has no meaning for driver %s", b.row.Driver)
+	b.noteCommon(c.path+".image", "has no meaning for driver %s", b.row.Driver)
 	words := slices.Concat(c.Command, c.Args)
 	if len(words) > 0 {
 		out := make([]string, len(words))

@@ -102,6 +102,11 @@ func (b *builder) note(field, format string, args ...any) {
 	}
 }
 
+// noteCommon is for what is not the pod's own; see [Note.Common].
+func (b *builder) noteCommon(field, format string, args ...any) {
+	b.notes = append(b.notes, Note{Field: field, Message: fmt.Sprintf(format, args...), Common: true})
+}
+
 // runtime looks the pod's RuntimeClass up in the driver table.
 func (b *builder) runtime() {
 	name := ""

@@ -110,7 +110,7 @@ func (b *builder) dns() *api.DNSConfig {
 	switch policy {
 	case corev1.DNSClusterFirst, corev1.DNSClusterFirstWithHostNet:
 		if len(b.in.Node.ClusterDNS) == 0 {
-			b.note("spec.dnsPolicy", "the client's DNS is used: virtualNodes[].clusterDNS is not set")
+			b.noteCommon("spec.dnsPolicy", "the client's DNS is used: virtualNodes[].clusterDNS is not set")
 			break
 		}
 		d.Servers = slices.Clone(b.in.Node.ClusterDNS)

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +17,9 @@ type Facts struct {
 	Now time.Time
 	// HostIP is the address of the Nomad client that runs the allocation.
 	HostIP string
+	// HostNetwork is set on virtual nodes whose pods all have their client's
+	// network.
+	HostNetwork bool
 	// StartFailures counts, by task, the restarts that Nomad counted before
 	// the task ran for the first time (images that could not be pulled): they
 	// are no container restarts.
@@ -44,7 +48,19 @@ const (
 	taskPending = "pending"
 	taskRunning = "running"
 	taskDead    = "dead"
+
+	// taskHookFailed is the type of an event that Nomad's API package does not
+	// name.
+	taskHookFailed = "Task hook failed"
 )
+
+// startFailures are the events of a task that could not be started.
+var startFailures = []string{
+	api.TaskDriverFailure, api.TaskSetupFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed, taskHookFailed,
+}
+
+// StartFailure says whether the event tells of a task that could not be started.
+func StartFailure(e *api.TaskEvent) bool { return slices.Contains(startFailures, e.Type) }
 
 // ContainerID is the runtime-qualified ID of a container: nomad://<allocation>/<task>.
 func ContainerID(allocID, task string) string { return "nomad://" + allocID + "/" + task }
@@ -80,15 +96,28 @@ func Status(pod *corev1.Pod, alloc *api.Allocation, f Facts) corev1.PodStatus {
 	setAddresses(&s, pod, alloc, f)
 	v := view{pod: pod, alloc: alloc, facts: f}
 	s.InitContainerStatuses = v.containers(pod.Spec.InitContainers, s.InitContainerStatuses, true)
-	v.initialized = initialized(pod, s.InitContainerStatuses)
+	v.initialized = initialized(pod, &s)
 	s.ContainerStatuses = v.containers(pod.Spec.Containers, s.ContainerStatuses, false)
-	s.Phase = phase(pod, &s, v.initialized)
-	if alloc != nil && s.Phase == corev1.PodFailed && s.Reason == "" && neverRan(&s) {
+	s.Phase = phase(pod, &s)
+	if over(s.Phase) && !over(pod.Status.Phase) && alloc != nil && !alloc.ClientTerminalStatus() && anyRunning(&s) {
+		// Whoever sees a final phase may rely on nothing running any more
+		// (pkg/kubelet/status/status_manager.go, mergePodStatus).
+		if s.Phase = pod.Status.Phase; s.Phase == "" {
+			s.Phase = corev1.PodPending
+		}
+	}
+	if alloc != nil && s.Phase == corev1.PodFailed && s.Reason == "" && !anyStarted(&s) {
 		s.Reason, s.Message = "NomadAllocationFailed", alloc.ClientDescription
 	}
-	setConditions(&s, pod, alloc, f, v.initialized)
+	setConditions(&s, pod, alloc, f)
 	return s
 }
+
+// Over says whether the pod has come to its end, although sidecars, which only
+// serve the others, may still run.
+func Over(pod *corev1.Pod, s *corev1.PodStatus) bool { return over(phase(pod, s)) }
+
+func over(p corev1.PodPhase) bool { return p == corev1.PodSucceeded || p == corev1.PodFailed }
 
 func setAddresses(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f Facts) {
 	if alloc == nil {
@@ -97,18 +126,17 @@ func setAddresses(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f
 	if f.HostIP != "" {
 		s.HostIP, s.HostIPs = f.HostIP, []corev1.HostIP{{IP: f.HostIP}}
 	}
-	switch {
-	case pod.Spec.HostNetwork:
-		s.PodIP = f.HostIP
-	case alloc.NetworkStatus != nil && alloc.NetworkStatus.Address != "":
-		s.PodIP = alloc.NetworkStatus.Address
+	var ips []corev1.PodIP
+	switch n := alloc.NetworkStatus; {
+	case pod.Spec.HostNetwork || f.HostNetwork:
+		ips = append(ips, corev1.PodIP{IP: f.HostIP})
+	case n != nil:
+		ips = append(ips, corev1.PodIP{IP: n.Address}, corev1.PodIP{IP: n.AddressIPv6})
 	}
-	s.PodIPs = nil
-	if s.PodIP != "" {
-		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: s.PodIP})
-	}
-	if n := alloc.NetworkStatus; n != nil && n.AddressIPv6 != "" {
-		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: n.AddressIPv6})
+	ips = slices.DeleteFunc(ips, func(ip corev1.PodIP) bool { return ip.IP == "" })
+	// An address that Nomad does not tell now is not lost.
+	if len(ips) > 0 {
+		s.PodIP, s.PodIPs = ips[0].IP, ips
 	}
 }
 
@@ -139,6 +167,9 @@ func (v *view) containers(specs []corev1.Container, old []corev1.ContainerStatus
 
 func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init bool) corev1.ContainerStatus {
 	task := TaskName(c.Name)
+	if prev.State.Terminated != nil && over(v.pod.Status.Phase) {
+		return prev // told as final, so it is
+	}
 	st := corev1.ContainerStatus{
 		Name: c.Name, Image: c.Image, ImageID: prev.ImageID, ContainerID: prev.ContainerID,
 		RestartCount: prev.RestartCount, LastTerminationState: prev.LastTerminationState,
@@ -149,11 +180,11 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		ts = v.alloc.TaskStates[task]
 	}
 	if ts == nil {
-		st.State.Waiting = v.notStarted(init)
-		// What was terminated stays so when Nomad says nothing of it any more.
-		if prev.State.Terminated != nil {
-			st.State = prev.State
+		// What was told stays so when Nomad says nothing of it any more.
+		if prev.ContainerID != "" && v.facts.Waiting == nil || prev.State.Terminated != nil {
+			return prev
 		}
+		st.State.Waiting = v.notStarted(init)
 		return st
 	}
 	if !ts.StartedAt.IsZero() {
@@ -178,7 +209,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 	}
 	if st.State.Running != nil {
 		*st.Started = true
-		st.Ready = true
+		st.Ready = !init || sidecar(c)
 		st.ImageID = c.Image
 	}
 	// An init container that has ended well is ready, as the kubelet reports it.
@@ -192,11 +223,16 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 // when it decides on it, the kubelet when it happens; and it counts the tries
 // before the first start.
 func (v *view) restarts(task string, ts *api.TaskState) uint64 {
-	n := ts.Restarts - min(ts.Restarts, v.facts.StartFailures[task])
+	n := v.ends(task, ts)
 	if ts.State == taskPending && n > 0 {
 		n--
 	}
 	return n
+}
+
+// ends is how often the container has ended, as far as Nomad restarted it.
+func (v *view) ends(task string, ts *api.TaskState) uint64 {
+	return ts.Restarts - min(ts.Restarts, v.facts.StartFailures[task])
 }
 
 // keepTermination keeps the exit that was reported first: Nomad holds only ten
@@ -226,15 +262,16 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 		return corev1.ContainerState{Terminated: v.ended(ts, id)}
 	}
 	// pending: not started yet, between two runs, or over for good.
-	if t := lastTermination(ts, id); t != nil && lastIs(ts, api.TaskTerminated, api.TaskDriverFailure) == api.TaskTerminated {
-		if !RestartsAfter(v.pod, c, init, t.ExitCode) || ts.Restarts <= 1 {
+	failure := lastEvent(ts, append([]string{api.TaskTerminated}, startFailures...)...)
+	if t := lastTermination(ts, id); t != nil && failure.Type == api.TaskTerminated {
+		if !RestartsAfter(v.pod, c, init, t.ExitCode) || v.ends(TaskName(c.Name), ts) <= 1 {
 			return corev1.ContainerState{Terminated: t}
 		}
 		return waiting(reasonCrashLoop, fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
 			v.facts.Backoff[TaskName(c.Name)], c.Name, v.pod.Name, v.pod.Namespace, v.pod.UID))
 	}
-	if e := lastEvent(ts, api.TaskDriverFailure, api.TaskSetupFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed); e != nil {
-		return corev1.ContainerState{Waiting: startFailure(c, e, ts.Restarts)}
+	if failure != nil {
+		return corev1.ContainerState{Waiting: startFailure(c, failure, ts.Restarts)}
 	}
 	return corev1.ContainerState{Waiting: v.notStarted(init)}
 }
@@ -248,7 +285,7 @@ func (v *view) ended(ts *api.TaskState, id string) *corev1.ContainerStateTermina
 		ExitCode: 137, Reason: reasonError, ContainerID: id,
 		StartedAt: metaTime(ts.StartedAt), FinishedAt: metaTime(ts.FinishedAt),
 	}
-	if e := lastEvent(ts, api.TaskDriverFailure, api.TaskSetupFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed); e != nil {
+	if e := lastEvent(ts, startFailures...); e != nil {
 		// The kubelet's code and reason for a container that could not be started.
 		t.ExitCode, t.Reason, t.Message = 128, "StartError", eventMessage(e)
 	} else if n := len(ts.Events); n > 0 {
@@ -302,20 +339,11 @@ func eventMessage(e *api.TaskEvent) string {
 
 func lastEvent(ts *api.TaskState, kinds ...string) *api.TaskEvent {
 	for i := len(ts.Events) - 1; i >= 0; i-- {
-		for _, k := range kinds {
-			if ts.Events[i].Type == k {
-				return ts.Events[i]
-			}
+		if slices.Contains(kinds, ts.Events[i].Type) {
+			return ts.Events[i]
 		}
 	}
 	return nil
-}
-
-func lastIs(ts *api.TaskState, kinds ...string) string {
-	if e := lastEvent(ts, kinds...); e != nil {
-		return e.Type
-	}
-	return ""
 }
 
 // lastTermination is the last exit that Nomad still has an event of.
@@ -329,10 +357,11 @@ func lastTermination(ts *api.TaskState, id string) *corev1.ContainerStateTermina
 		FinishedAt:  metaTime(time.Unix(0, e.Time)),
 		ContainerID: id,
 	}
-	if start := startBefore(ts, e.Time); start != nil {
-		t.StartedAt = metaTime(time.Unix(0, start.Time))
-	} else if ts.StartedAt.UnixNano() <= e.Time {
+	// The same start that was told while it ran: its event bears another time.
+	if !ts.StartedAt.IsZero() && ts.StartedAt.UnixNano() <= e.Time {
 		t.StartedAt = metaTime(ts.StartedAt)
+	} else if start := startBefore(ts, e.Time); start != nil {
+		t.StartedAt = metaTime(time.Unix(0, start.Time))
 	}
 	switch {
 	case e.Details["oom_killed"] == "true":

@@ -15,10 +15,19 @@ func sidecar(c *corev1.Container) bool {
 }
 
 // initialized says whether the main containers may run: every init container
-// has ended well, every sidecar has started.
-func initialized(pod *corev1.Pod, statuses []corev1.ContainerStatus) bool {
+// has ended well, every sidecar has started. Once one of them has run the pod
+// stays initialized, whatever its sidecars do.
+func initialized(pod *corev1.Pod, s *corev1.PodStatus) bool {
+	for i := range s.ContainerStatuses {
+		if s.ContainerStatuses[i].ContainerID != "" {
+			return true
+		}
+	}
+	if len(s.InitContainerStatuses) < len(pod.Spec.InitContainers) {
+		return false
+	}
 	for i := range pod.Spec.InitContainers {
-		st := statuses[i]
+		st := &s.InitContainerStatuses[i]
 		if sidecar(&pod.Spec.InitContainers[i]) {
 			if st.State.Running == nil && st.State.Terminated == nil {
 				return false
@@ -32,8 +41,8 @@ func initialized(pod *corev1.Pod, statuses []corev1.ContainerStatus) bool {
 
 // phase follows the kubelet (pkg/kubelet/kubelet_pods.go, getPhase). A phase
 // that is final stays.
-func phase(pod *corev1.Pod, s *corev1.PodStatus, initDone bool) corev1.PodPhase {
-	if s.Phase == corev1.PodFailed || s.Phase == corev1.PodSucceeded {
+func phase(pod *corev1.Pod, s *corev1.PodStatus) corev1.PodPhase {
+	if over(s.Phase) {
 		return s.Phase
 	}
 	for i := range pod.Spec.InitContainers {
@@ -46,7 +55,7 @@ func phase(pod *corev1.Pod, s *corev1.PodStatus, initDone bool) corev1.PodPhase 
 			return corev1.PodFailed
 		}
 	}
-	if !initDone {
+	if !initialized(pod, s) {
 		return corev1.PodPending
 	}
 	var running, waiting, stopped, failed int
@@ -84,68 +93,68 @@ func phase(pod *corev1.Pod, s *corev1.PodStatus, initDone bool) corev1.PodPhase 
 
 // Final turns a status into that of a pod whose allocation is over: what has
 // not ended is told as ended, with the kubelet's exit code and reason for a
-// container whose end nobody saw, and the phase is final.
+// container whose end nobody saw, and the phase is final. Containers that
+// never had their turn are left waiting
+// (pkg/kubelet/status/status_manager.go, TerminatePod).
 func Final(pod *corev1.Pod, s corev1.PodStatus, f Facts) corev1.PodStatus {
 	s = *s.DeepCopy()
-	now := metaTime(f.Now)
-	failed := false
-	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
-		for i := range list {
-			st := &list[i]
-			st.Ready = false
-			*st.Started = false
-			if st.State.Terminated == nil {
-				t := &corev1.ContainerStateTerminated{
-					ExitCode: 137, Reason: "ContainerStatusUnknown", FinishedAt: now, ContainerID: st.ContainerID,
-					Message: "The container could not be located when the pod was terminated",
-				}
-				if last := st.LastTerminationState.Terminated; st.State.Running == nil && last != nil {
-					t = last.DeepCopy()
-				}
-				st.State = corev1.ContainerState{Terminated: t}
-			}
-		}
+	reached := initialized(pod, &s)
+	for i := range s.InitContainerStatuses {
+		st := &s.InitContainerStatuses[i]
+		end(st, reached || st.ContainerID != "", f)
 	}
+	failed := !reached
 	for i := range s.ContainerStatuses {
-		failed = failed || s.ContainerStatuses[i].State.Terminated.ExitCode != 0
+		st := &s.ContainerStatuses[i]
+		end(st, reached, f)
+		failed = failed || st.State.Terminated == nil || st.State.Terminated.ExitCode != 0
 	}
-	if s.Phase != corev1.PodSucceeded && s.Phase != corev1.PodFailed {
+	if !over(s.Phase) {
 		s.Phase = corev1.PodSucceeded
-		if failed || !initialized(pod, s.InitContainerStatuses) {
+		if failed {
 			s.Phase = corev1.PodFailed
 		}
 	}
-	setConditions(&s, pod, nil, f, initialized(pod, s.InitContainerStatuses))
+	setConditions(&s, pod, nil, f)
 	return s
 }
 
-// Failed is the final status of a pod that cannot run or whose job is lost.
-func Failed(pod *corev1.Pod, reason, message string, f Facts) corev1.PodStatus {
-	s := Status(pod, nil, f)
+// end makes a container's status that of one that is over.
+func end(st *corev1.ContainerStatus, reached bool, f Facts) {
+	st.Started = new(bool)
+	// An init container that has ended well stays ready, as the kubelet has it.
+	st.Ready = st.Ready && st.State.Terminated != nil
+	if st.State.Terminated != nil || !reached {
+		return
+	}
+	t := &corev1.ContainerStateTerminated{
+		ExitCode: 137, Reason: "ContainerStatusUnknown", FinishedAt: metaTime(f.Now), ContainerID: st.ContainerID,
+		Message: "The container could not be located when the pod was terminated",
+	}
+	if last := st.LastTerminationState.Terminated; st.State.Running == nil && last != nil {
+		t = last.DeepCopy()
+	}
+	st.State = corev1.ContainerState{Terminated: t}
+}
+
+// Failed is the final status of a pod that cannot run, or that has ended in
+// another way than by its containers; alloc is nil when there is none (any
+// more).
+func Failed(pod *corev1.Pod, alloc *api.Allocation, reason, message string, f Facts) corev1.PodStatus {
+	s := Status(pod, alloc, f)
 	s.Phase, s.Reason, s.Message = corev1.PodFailed, reason, message
-	if AllocID(&pod.Status) != "" {
-		return Final(pod, s, f)
+	if alloc == nil && AllocID(&pod.Status) == "" {
+		// As for a pod that the kubelet rejects, there is nothing to say of its
+		// containers.
+		s.InitContainerStatuses, s.ContainerStatuses = nil, nil
 	}
-	// As for a pod that the kubelet rejects, there is nothing to say of its
-	// containers.
-	s.InitContainerStatuses, s.ContainerStatuses = nil, nil
-	setConditions(&s, pod, nil, f, false)
-	return s
-}
-
-func neverRan(s *corev1.PodStatus) bool {
-	for i := range s.ContainerStatuses {
-		if s.ContainerStatuses[i].ContainerID != "" {
-			return false
-		}
-	}
-	return true
+	return Final(pod, s, f)
 }
 
 // setConditions writes the kubelet's conditions and ours; those of others,
 // PodScheduled among them, are left as they are.
-func setConditions(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f Facts, initDone bool) {
-	over := s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed
+func setConditions(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f Facts) {
+	over, initDone := over(s.Phase), initialized(pod, s)
 	set := func(t corev1.PodConditionType, ok bool, reason, message string) {
 		c := corev1.PodCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: pod.Generation}
 		if ok {
@@ -160,7 +169,7 @@ func setConditions(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, 
 			completed = "PodCompleted"
 		}
 	}
-	unready := unreadyNames(s.ContainerStatuses)
+	unready := append(unreadySidecars(pod, s), unreadyNames(s.ContainerStatuses)...)
 	reason := func(r string) string {
 		if completed != "" {
 			return completed
@@ -178,9 +187,12 @@ func setConditions(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, 
 	if ready {
 		ready, gateMsg = gates(pod, s)
 	}
-	if gateMsg != "" {
-		set(corev1.PodReady, !over && ready, reason("ReadinessGatesNotReady"), gateMsg)
-	} else {
+	switch {
+	case !over && alloc != nil && alloc.ClientStatus == api.AllocClientStatusUnknown:
+		set(corev1.PodReady, false, "NomadClientDisconnected", "Nomad has lost contact with the client that runs the pod")
+	case !over && gateMsg != "":
+		set(corev1.PodReady, false, "ReadinessGatesNotReady", gateMsg)
+	default:
 		set(corev1.PodReady, !over && ready, reason("ContainersNotReady"), message)
 	}
 	switch {
@@ -188,9 +200,6 @@ func setConditions(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, 
 		set(ConditionPlaced, false, "Unschedulable", f.Unplaced)
 	case alloc != nil && hasCondition(s, ConditionPlaced):
 		set(ConditionPlaced, true, "", "")
-	}
-	if alloc != nil && alloc.ClientStatus == api.AllocClientStatusUnknown && !over {
-		set(corev1.PodReady, false, "NomadClientDisconnected", "Nomad has lost contact with the client that runs the pod")
 	}
 }
 
@@ -230,6 +239,29 @@ func unreadyNames(statuses []corev1.ContainerStatus) []string {
 	return names
 }
 
+// unreadySidecars names the sidecars that are not ready: they count as the main
+// containers do.
+func unreadySidecars(pod *corev1.Pod, s *corev1.PodStatus) []string {
+	var names []string
+	for i := range s.InitContainerStatuses {
+		if sidecar(&pod.Spec.InitContainers[i]) && !s.InitContainerStatuses[i].Ready {
+			names = append(names, s.InitContainerStatuses[i].Name)
+		}
+	}
+	return names
+}
+
+func anyRunning(s *corev1.PodStatus) bool {
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+		for i := range list {
+			if list[i].State.Running != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func anyStarted(s *corev1.PodStatus) bool {
 	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
 		for i := range list {
@@ -252,13 +284,17 @@ func initMessage(s *corev1.PodStatus, done bool) string {
 func gates(pod *corev1.Pod, s *corev1.PodStatus) (ok bool, message string) {
 	var missing []string
 	for _, g := range pod.Spec.ReadinessGates {
-		status := corev1.ConditionUnknown
+		status := corev1.ConditionStatus("")
 		for i := range s.Conditions {
 			if s.Conditions[i].Type == g.ConditionType {
 				status = s.Conditions[i].Status
 			}
 		}
-		if status != corev1.ConditionTrue {
+		switch status {
+		case corev1.ConditionTrue:
+		case "":
+			missing = append(missing, fmt.Sprintf("corresponding condition of pod readiness gate %q does not exist.", g.ConditionType))
+		default:
 			missing = append(missing, fmt.Sprintf("the status of pod readiness gate %q is not \"True\", but %s", g.ConditionType, status))
 		}
 	}

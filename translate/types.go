@@ -185,6 +185,9 @@ type Note struct {
 	// Field is the path in the pod, such as spec.containers[web].resources.limits.cpu.
 	Field   string
 	Message string
+	// Common is set for what holds of every pod of the virtual node or its
+	// RuntimeClass: worth a word in a dry run, and no event for each pod.
+	Common bool
 }
 
 // Result is a translated pod.

@@ -3,8 +3,11 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"path"
 	"regexp"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -129,21 +132,25 @@ const (
 	DefaultMemoryMB         = 128
 )
 
+// minLease leaves the election's retries, an eighth of it, a time that an API
+// server can keep up with.
+const minLease = time.Second
+
 var clusterID = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
 
-// Load reads, completes and checks the file at path. Its errors name the key.
-func Load(path string) (*Config, error) {
-	data, err := os.ReadFile(path)
+// Load reads, completes and checks a file. Its errors name the key.
+func Load(file string) (*Config, error) {
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	c := &Config{}
 	if err := decode(data, c); err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", path, err)
+		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
 	c.Complete()
 	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", path, err)
+		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
 	return c, nil
 }
@@ -222,6 +229,15 @@ func (c *Config) Validate() error {
 	if (c.Kubelet.TLSCertFile == "") != (c.Kubelet.TLSKeyFile == "") {
 		bad("kubelet: tlsCertFile and tlsKeyFile go together")
 	}
+	if last := c.Kubelet.Port + len(c.VirtualNodes) - 1; c.Kubelet.Port < 1 || last > 65535 {
+		bad("kubelet.port: %d to %d, one per virtual node, must lie in 1 to 65535", c.Kubelet.Port, last)
+	}
+	if c.OrphanGuard.Duration < 0 {
+		bad("orphanGuard: %s is negative", c.OrphanGuard.Duration)
+	}
+	if c.LeaderElection.LeaseDuration.Duration < minLease {
+		bad("leaderElection.leaseDuration: %s is less than %s", c.LeaderElection.LeaseDuration.Duration, minLease)
+	}
 	seen := map[string]bool{}
 	for i, n := range c.VirtualNodes {
 		at := fmt.Sprintf("virtualNodes[%d]", i)
@@ -234,6 +250,13 @@ func (c *Config) Validate() error {
 		seen[n.Name] = true
 		if n.Network != translate.NetworkBridge && n.Network != translate.NetworkHost {
 			bad("%s.network: %q is neither bridge nor host", at, n.Network)
+		}
+		n.validateNumbers(at, bad)
+		n.validateTaints(at, bad)
+		for _, dir := range slices.Concat(n.HostAccess.HostPaths, n.HostAccess.ImagePaths) {
+			if !path.IsAbs(dir) {
+				bad("%s.hostAccess: %q is not an absolute path", at, dir)
+			}
 		}
 		for class, r := range n.Runtimes {
 			if r.Driver == "" {
@@ -250,4 +273,37 @@ func (c *Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (n *VirtualNode) validateNumbers(at string, bad func(string, ...any)) {
+	if n.PodsPerClient < 0 {
+		bad("%s.podsPerClient: %d is negative", at, n.PodsPerClient)
+	}
+	if n.DefaultMemoryMB < 0 {
+		bad("%s.defaultMemoryMB: %d is negative", at, n.DefaultMemoryMB)
+	}
+	if n.UnreachableAfter.Duration < 0 {
+		bad("%s.unreachableAfter: %s is negative", at, n.UnreachableAfter.Duration)
+	}
+	for _, ip := range n.ClusterDNS {
+		if _, err := netip.ParseAddr(ip); err != nil {
+			bad("%s.clusterDNS: %q is not an IP address", at, ip)
+		}
+	}
+}
+
+func (n *VirtualNode) validateTaints(at string, bad func(string, ...any)) {
+	if n.Taints == nil {
+		return
+	}
+	for _, t := range *n.Taints {
+		if msgs := validation.IsQualifiedName(t.Key); len(msgs) > 0 {
+			bad("%s.taints: key %q: %s", at, t.Key, msgs[0])
+		}
+		switch t.Effect {
+		case corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute:
+		default:
+			bad("%s.taints[%s].effect: %q is none of NoSchedule, PreferNoSchedule, NoExecute", at, t.Key, t.Effect)
+		}
+	}
 }

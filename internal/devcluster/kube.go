@@ -44,9 +44,6 @@ func (c *Cluster) writeIdentities() error {
 		"kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}, globalAddresses()...)
 	provider := subject{name: "system:serviceaccount:" + providerNamespace + ":" + providerAccount,
 		groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + providerNamespace}}
-	if c.opts.RBACFile == "" {
-		provider.groups = []string{"system:masters"}
-	}
 	for _, cert := range []struct {
 		ca, name string
 		subject

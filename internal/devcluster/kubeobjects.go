@@ -1,13 +1,11 @@
 package devcluster
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
+	"strings"
 	"time"
 
 	nodev1 "k8s.io/api/node/v1"
@@ -22,6 +20,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
+
+	deploykubernetes "github.com/nomad-kubelet/nomad-kubelet/deploy/kubernetes"
 )
 
 const fieldManager = "nomad-kubelet-dev"
@@ -95,24 +95,15 @@ func (c *Cluster) applyObjects(ctx context.Context) error {
 	if _, err := client.RbacV1().ClusterRoleBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("bind the API server to the kubelet API: %w", err)
 	}
-	if c.opts.RBACFile == "" {
-		return nil
-	}
-	// The account itself, for whoever wants a token of it.
-	if account := filepath.Join(filepath.Dir(c.opts.RBACFile), "serviceaccount.yaml"); exists(account) {
-		if err := c.Apply(ctx, account); err != nil {
-			return err
-		}
-	}
-	return c.Apply(ctx, c.opts.RBACFile)
-}
-
-// Apply applies the manifests of a file, as kubectl apply --server-side does.
-func (c *Cluster) Apply(ctx context.Context, path string) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
+	// The account itself, for whoever wants a token of it, and its roles.
+	if err := c.apply(ctx, "serviceaccount.yaml", deploykubernetes.ServiceAccount); err != nil {
 		return err
 	}
+	return c.apply(ctx, "rbac.yaml", deploykubernetes.RBAC)
+}
+
+// apply applies manifests, as kubectl apply --server-side does.
+func (c *Cluster) apply(ctx context.Context, name, manifests string) error {
 	cfg, err := c.RESTConfig()
 	if err != nil {
 		return err
@@ -130,19 +121,19 @@ func (c *Cluster) Apply(ctx context.Context, path string) error {
 		return fmt.Errorf("ask which kinds the API server knows: %w", err)
 	}
 	mapper := restmapper.NewDiscoveryRESTMapper(groups)
-	docs := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(data), 4<<10)
+	docs := yaml.NewYAMLOrJSONDecoder(strings.NewReader(manifests), 4<<10)
 	for {
 		obj := &unstructured.Unstructured{}
 		if err := docs.Decode(obj); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
 		if len(obj.Object) == 0 {
 			continue
 		}
 		if err := applyOne(ctx, dyn, mapper, obj); err != nil {
-			return fmt.Errorf("%s: %s %s: %w", path, obj.GetKind(), obj.GetName(), err)
+			return fmt.Errorf("%s: %s %s: %w", name, obj.GetKind(), obj.GetName(), err)
 		}
 	}
 }

@@ -59,10 +59,6 @@ type Options struct {
 	// ExtraNomadHCL is added to the agent's configuration, last.
 	ExtraNomadHCL string `json:"extraNomadHCL,omitempty"`
 
-	// RBACFile holds the manifests that bind nomad-kubelet's service account.
-	// Empty: deploy/kubernetes/rbac.yaml if it is below the working directory,
-	// otherwise nomad-kubelet acts as cluster administrator.
-	RBACFile string `json:"rbacFile,omitempty"`
 	// NomadKubelet is the program; empty: in BinDir, otherwise our own executable.
 	NomadKubelet string `json:"nomadKubelet,omitempty"`
 	// NoNomadKubelet leaves it to the caller to run one with [Cluster.ConfigFile].
@@ -136,11 +132,6 @@ func (o *Options) complete() error {
 	setDefault(&o.ClientHCL, deploynomad.Client)
 	setDefault(&o.PolicyHCL, deploynomad.Policy)
 	setDefault(&o.Timeout, 90*time.Second)
-	if o.RBACFile == "" {
-		if path, err := filepath.Abs("deploy/kubernetes/rbac.yaml"); err == nil && exists(path) {
-			o.RBACFile = path
-		}
-	}
 	if o.Kubeconfig != "" {
 		if o.Kubeconfig, err = filepath.Abs(o.Kubeconfig); err != nil {
 			return err

@@ -1,8 +1,10 @@
 package logging
 
 import (
+	"flag"
 	"fmt"
 	"io"
+	"strconv"
 
 	"github.com/hashicorp/go-hclog"
 	vklog "github.com/virtual-kubelet/virtual-kubelet/log"
@@ -19,6 +21,9 @@ func New(w io.Writer, level, format string) hclog.Logger {
 		Output:     w,
 	})
 	klog.SetLogger(klogr(l.Named("client-go")))
+	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(flags)
+	_ = flags.Set("v", strconv.Itoa(verbosity(l.GetLevel()))) // fails only on what is no number
 	vklog.L = &vk{l.Named("virtual-kubelet")}
 	return l
 }

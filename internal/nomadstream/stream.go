@@ -1,6 +1,7 @@
 package nomadstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,8 +19,11 @@ const (
 	// heartbeatTimeout is how long a stream may be silent: Nomad sends a
 	// heartbeat every 30 s (command/agent/event_endpoint.go).
 	heartbeatTimeout = 75 * time.Second
-	backoffMin       = 200 * time.Millisecond
-	backoffMax       = 5 * time.Second
+	// listTimeout bounds a list: a Nomad that has gone without a word would
+	// otherwise hold it until the kernel gives up.
+	listTimeout = 2 * time.Minute
+	backoffMin  = 200 * time.Millisecond
+	backoffMax  = 5 * time.Second
 )
 
 // Event is one event of the stream; see api.Event. Its payload is decoded
@@ -89,6 +93,9 @@ type Follower struct {
 	// Health, if set, is told nil when the view is known to be current and the
 	// error when it is not.
 	Health func(error)
+
+	// silence and patience stand for heartbeatTimeout and listTimeout in tests.
+	silence, patience time.Duration
 }
 
 // Run returns when ctx ends.
@@ -117,13 +124,14 @@ func (f *Follower) Run(ctx context.Context) {
 
 // once lists and follows one stream to its end; the error is never nil.
 func (f *Follower) once(ctx context.Context) error {
-	index, err := f.List(ctx)
+	index, err := f.list(ctx)
 	if err != nil {
 		return err
 	}
+	timeout := cmp.Or(f.silence, heartbeatTimeout)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	silence := time.AfterFunc(heartbeatTimeout, cancel)
+	silence := time.AfterFunc(timeout, cancel)
 	defer silence.Stop()
 	body, err := f.open(ctx, index)
 	if err != nil {
@@ -140,7 +148,7 @@ func (f *Follower) once(ctx context.Context) error {
 		if err := dec.Decode(&batch); err != nil {
 			return fmt.Errorf("read Nomad's event stream: %w", err)
 		}
-		silence.Reset(heartbeatTimeout)
+		silence.Reset(timeout)
 		for _, e := range batch.Events {
 			// The buffer starts at the closest index it still has, which may
 			// be before the list.
@@ -150,6 +158,12 @@ func (f *Follower) once(ctx context.Context) error {
 		}
 		f.healthy()
 	}
+}
+
+func (f *Follower) list(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(f.patience, listTimeout))
+	defer cancel()
+	return f.List(ctx)
 }
 
 func (f *Follower) healthy() {

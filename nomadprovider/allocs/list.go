@@ -2,8 +2,9 @@ package allocs
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"strings"
+	"net/http"
 
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
@@ -135,7 +136,8 @@ func (c *Cache) fill(ctx context.Context, s *space, stubs []*api.AllocationListS
 		g.Go(func() error {
 			a, _, err := s.client.Allocations().Info(stub.ID, (&api.QueryOptions{Namespace: s.namespace}).WithContext(gctx))
 			if err != nil {
-				if !strings.Contains(err.Error(), "404") {
+				var answer api.UnexpectedResponseError
+				if !errors.As(err, &answer) || answer.StatusCode() != http.StatusNotFound {
 					return err
 				}
 				a = fromStub(stub) // collected meanwhile

@@ -261,11 +261,11 @@ func (c *Clients) ping(ctx context.Context) error {
 	_, err := c.nomad.Raw().Query("/v1/status/leader", &leader, (&api.QueryOptions{}).WithContext(ctx))
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("Nomad did not answer within %s", pingTimeout)
+		return fmt.Errorf("no answer from Nomad within %s", pingTimeout)
 	case err != nil:
 		return fmt.Errorf("ask Nomad for its leader: %w", err)
 	case leader == "":
-		return errors.New("Nomad has no leader")
+		return errors.New("no leader in Nomad")
 	}
 	return nil
 }

@@ -11,7 +11,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -71,21 +73,29 @@ type Controller struct {
 // podState is what is remembered of a pod between passes. All of it can be
 // lost: it saves work or makes a message better.
 type podState struct {
-	// mu is held through a pass.
 	gone  bool // the deletion of the pod was seen
 	grace *int64
 	// gates is what was last written into a task's gate.
 	gates map[string]string
+	// registered is when this process set out to register the job; zero: a
+	// former self did.
+	registered time.Time
 	// startFailures and crashes are kept by task.
 	startFailures map[string]uint64
 	crashes       map[string]*crash
-	noted         bool
-	// projected says that the Variable was written by this process.
+	// projected says that the Variable was written by this process, from items;
+	// refresh is when a token in it wants replacing.
 	projected bool
 	dirty     bool
+	items     []translate.Item
+	refresh   time.Time
 }
 
 const byUID = "uid"
+
+// passTimeout is how long one pass may take, so that a Nomad that has gone
+// without a word does not hold a worker until the kernel gives up on it.
+const passTimeout = time.Minute
 
 // New makes a Controller; nothing runs yet.
 func New(o Options) *Controller {
@@ -144,7 +154,18 @@ func (c *Controller) forget(uid types.UID) {
 }
 
 func (c *Controller) podInformer(node string) cache.SharedIndexInformer {
-	lw := cache.NewListWatchFromClient(c.Kube.CoreV1().RESTClient(), "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node))
+	only := fields.OneTermEqualSelector("spec.nodeName", node).String()
+	pods := c.Kube.CoreV1().Pods(metav1.NamespaceAll)
+	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = only
+			return pods.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = only
+			return pods.Watch(ctx, o)
+		},
+	}, c.Kube)
 	inf := cache.NewSharedIndexInformer(lw, &corev1.Pod{}, 0, cache.Indexers{
 		byUID:                func(x any) ([]string, error) { return []string{string(x.(*corev1.Pod).UID)}, nil },
 		cache.NamespaceIndex: cache.MetaNamespaceIndexFunc,
@@ -233,7 +254,9 @@ func (c *Controller) work(ctx context.Context) {
 		if quit {
 			return
 		}
-		again, err := c.reconcile(ctx, uid)
+		pass, cancel := context.WithTimeout(ctx, passTimeout)
+		again, err := c.reconcile(pass, uid)
+		cancel()
 		c.queue.Done(uid)
 		switch {
 		case ctx.Err() != nil:

@@ -26,7 +26,9 @@ const (
 type crash struct {
 	restarts uint64 // as Nomad counts, at the last look
 	level    int    // restarts in a row
-	at       time.Time
+	// unstarted says that they were failures to start, which count by
+	// themselves, as the kubelet's back-off of image pulls does.
+	unstarted bool
 }
 
 // backoff is the pause before the next start: none the first time, then 10 s
@@ -116,7 +118,9 @@ func (c *Controller) workGate(ctx context.Context, pod *corev1.Pod, job allocs.J
 			want, again = translate.GateHold, left
 		}
 	}
-	return again, c.setGate(ctx, pod, job, task, want)
+	// Only the gate of a task that Nomad has restarted was ever written, maybe
+	// by a former self. A plain pod costs no write.
+	return again, c.setGate(ctx, pod, job, task, want, ts != nil && ts.Restarts > 0)
 }
 
 // parked is how long to hold a container that is not to be started again.
@@ -136,15 +140,18 @@ func (c *Controller) holdFor(pod *corev1.Pod, ct *corev1.Container, ts *api.Task
 		cr := s.crashes[task]
 		if cr == nil {
 			// After a restart of this process: all restarts in a row.
-			cr = &crash{level: int(min(ts.Restarts, 16)) - 1, restarts: ts.Restarts - 1}
+			cr = &crash{level: int(min(ts.Restarts, 16)) - 1, restarts: ts.Restarts - 1, unstarted: failed}
 			s.crashes[task] = cr
 		}
 		if ts.Restarts != cr.restarts {
 			if !ts.StartedAt.IsZero() && exit.Sub(ts.StartedAt) >= backoffReset {
 				cr.level = 0
 			}
+			if cr.unstarted != failed {
+				cr.level, cr.unstarted = 0, failed
+			}
 			cr.level += int(min(ts.Restarts-cr.restarts, 16))
-			cr.restarts, cr.at = ts.Restarts, exit
+			cr.restarts = ts.Restarts
 		}
 		left = exit.Add(cr.backoff() - startLatency).Sub(c.Clock.Now())
 	})
@@ -154,11 +161,8 @@ func (c *Controller) holdFor(pod *corev1.Pod, ct *corev1.Container, ts *api.Task
 // lastEnd is when the task last ended, by exit or by a failure to start.
 func lastEnd(ts *api.TaskState) (at time.Time, failedStart bool) {
 	for i := len(ts.Events) - 1; i >= 0; i-- {
-		switch e := ts.Events[i]; e.Type {
-		case api.TaskTerminated:
-			return time.Unix(0, e.Time), false
-		case api.TaskDriverFailure, api.TaskSetupFailure, api.TaskArtifactDownloadFailed:
-			return time.Unix(0, e.Time), true
+		if e := ts.Events[i]; e.Type == api.TaskTerminated || translate.StartFailure(e) {
+			return time.Unix(0, e.Time), e.Type != api.TaskTerminated
 		}
 	}
 	return time.Time{}, false
@@ -174,12 +178,12 @@ func lastCode(ts *api.TaskState) int32 {
 }
 
 // setGate writes what the gate should hold, unless it was the last thing
-// written; "" deletes it.
-func (c *Controller) setGate(ctx context.Context, pod *corev1.Pod, job allocs.Job, task, want string) error {
+// written; "" deletes it. former says that a former self may have written it.
+func (c *Controller) setGate(ctx context.Context, pod *corev1.Pod, job allocs.Job, task, want string, former bool) error {
 	var have string
 	var written bool
 	c.with(pod.UID, func(s *podState) { have, written = s.gates[task] })
-	if have == want && (written || want == "" && !c.mayHaveGate(pod)) {
+	if have == want && (written || want == "" && !former) {
 		return nil
 	}
 	path := translate.GatePath(job.ID, task)
@@ -195,16 +199,4 @@ func (c *Controller) setGate(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 	}
 	c.with(pod.UID, func(s *podState) { s.gates[task] = want })
 	return nil
-}
-
-// mayHaveGate says whether a former self may have left a gate behind: only a
-// pod that has restarted can have one. A plain pod costs no write.
-func (c *Controller) mayHaveGate(pod *corev1.Pod) bool {
-	for i := range pod.Status.ContainerStatuses {
-		st := &pod.Status.ContainerStatuses[i]
-		if st.RestartCount > 0 || st.State.Waiting != nil && st.State.Waiting.Reason != "ContainerCreating" && st.State.Waiting.Reason != "PodInitializing" {
-			return true
-		}
-	}
-	return false
 }

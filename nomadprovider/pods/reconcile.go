@@ -71,6 +71,7 @@ func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration,
 	if err != nil {
 		return 0, c.refuseOrWait(ctx, pod, err)
 	}
+	c.with(pod.UID, func(s *podState) { s.registered = c.Clock.Now() })
 	resp, _, err := c.Nomad.Jobs().RegisterOpts(result.Job, &api.RegisterOptions{EnforceIndex: true, ModifyIndex: 0},
 		(&api.WriteOptions{Namespace: profile.Namespace}).WithContext(ctx))
 	switch {
@@ -79,7 +80,7 @@ func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration,
 			ID: id, Name: *result.Job.Name, Namespace: profile.Namespace,
 			CreateIndex: resp.JobModifyIndex, ModifyIndex: resp.JobModifyIndex,
 		})
-		c.with(pod.UID, func(s *podState) { s.projected = true })
+		c.projected(pod.UID, result.Items, next)
 	case strings.Contains(err.Error(), api.RegisterEnforceIndexErrPrefix):
 		// It exists: a former self registered it and its event is on the way.
 	case rejected(err):
@@ -111,12 +112,9 @@ func rejected(err error) bool {
 func (c *Controller) tell(pod *corev1.Pod, id string, notes []translate.Note) {
 	var parts []string
 	for _, n := range notes {
-		// Nearly every pod leaves dnsPolicy at its default; that the virtual
-		// node has no cluster DNS is no news of each of them.
-		if n.Field == "spec.dnsPolicy" && pod.Spec.DNSPolicy == corev1.DNSClusterFirst {
-			continue
+		if !n.Common {
+			parts = append(parts, n.Field+": "+n.Message)
 		}
-		parts = append(parts, n.Field+": "+n.Message)
 	}
 	if len(parts) == 0 {
 		return
@@ -207,40 +205,80 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if err != nil {
 		return 0, err
 	}
-	if refresh > 0 && (again == 0 || refresh < again) {
-		again = refresh
-	}
+	again = sooner(again, refresh)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, entry.Unplaced, nil))
+	left, expired := c.deadline(pod, &status, entry.Job.Stopped)
+	if (expired || translate.Over(pod, &status)) && !entry.Job.Stopped && len(live(entry)) > 0 {
+		// Sidecars, parked containers, and those whose time is up.
+		if err := c.stop(ctx, entry.Job); err != nil {
+			return 0, err
+		}
+	}
+	// Nobody is to rely on the pod's end while something of it runs.
+	if expired && len(live(entry)) == 0 {
+		return 0, c.fail(ctx, pod, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+	}
 	if alloc != nil && alloc.ClientTerminalStatus() {
 		status = translate.Final(pod, status, c.facts(pod, alloc, "", nil))
 	}
-	if deadline, over := c.deadline(pod, &status); over {
-		return 0, c.fail(ctx, pod, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
-	} else if deadline > 0 && (again == 0 || deadline < again) {
-		again = deadline
+	if wait := c.notYet(pod, alloc, entry.Unplaced); wait > 0 {
+		return sooner(sooner(again, left), wait), nil
 	}
 	_, err = c.report(ctx, pod, status)
-	return again, err
+	return sooner(again, left), err
+}
+
+// startQuiet is how long a pod's start may take before it is told that it
+// starts. Most run by then, and are told so by one patch instead of three.
+const startQuiet = 1500 * time.Millisecond
+
+// notYet says how long to keep quiet about a pod that has just been registered
+// and of which there is nothing to say yet.
+func (c *Controller) notYet(pod *corev1.Pod, alloc *api.Allocation, unplaced string) time.Duration {
+	if unplaced != "" || pod.Status.StartTime != nil {
+		return 0
+	}
+	if alloc != nil {
+		for _, ts := range alloc.TaskStates {
+			if !ts.StartedAt.IsZero() || ts.Restarts > 0 || ts.Failed {
+				return 0
+			}
+		}
+	}
+	var registered time.Time
+	c.with(pod.UID, func(s *podState) { registered = s.registered })
+	return max(0, registered.Add(startQuiet).Sub(c.Clock.Now()))
 }
 
 // deadline says how long the pod may still be active (activeDeadlineSeconds),
-// 0 when it has no deadline.
-func (c *Controller) deadline(pod *corev1.Pod, s *corev1.PodStatus) (left time.Duration, over bool) {
-	if pod.Spec.ActiveDeadlineSeconds == nil || s.StartTime == nil || s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed {
+// 0 when it has no deadline. A pod that ended by itself is not late, one whose
+// job was stopped for it is.
+func (c *Controller) deadline(pod *corev1.Pod, s *corev1.PodStatus, stopped bool) (left time.Duration, over bool) {
+	if pod.Spec.ActiveDeadlineSeconds == nil || s.StartTime == nil || !stopped && translate.Over(pod, s) {
 		return 0, false
 	}
 	left = s.StartTime.Add(time.Duration(*pod.Spec.ActiveDeadlineSeconds) * time.Second).Sub(c.Clock.Now())
-	return left, left <= 0
+	return max(left, 0), left <= 0
 }
 
 // project keeps the Variable of a running pod current: after a change of an
-// object it names, and once after this process started.
+// object it names, when a token wants replacing, and once after this process
+// started.
 func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Job) (time.Duration, error) {
 	var due bool
-	c.with(pod.UID, func(s *podState) { due = s.dirty || !s.projected; s.dirty = false })
+	var left time.Duration
+	var items []translate.Item
+	c.with(pod.UID, func(s *podState) {
+		items = s.items
+		if !s.refresh.IsZero() {
+			left = s.refresh.Sub(c.Clock.Now())
+		}
+		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0
+		s.dirty = false
+	})
 	if !due {
-		return 0, nil
+		return left, nil
 	}
 	retry := func(err error) (time.Duration, error) {
 		c.with(pod.UID, func(s *podState) { s.dirty = true })
@@ -252,21 +290,33 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 	}
 	var missing *translate.MissingError
 	var refused *translate.RefusedError
-	if errors.As(err, &missing) || errors.As(err, &refused) {
-		return 0, nil // it runs with what it has, as on the kubelet
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		items = result.Items
+	case !errors.As(err, &missing) && !errors.As(err, &refused):
 		return retry(err)
 	}
-	next, err := c.writer.Sync(ctx, c.Nomad, job.Namespace, job.ID, pod, result.Items, false)
+	// With an object missing it runs with what it has of it, as on the kubelet;
+	// the others and the tokens are kept current.
+	next, err := c.writer.Sync(ctx, c.Nomad, job.Namespace, job.ID, pod, items, false)
 	if errors.As(err, &missing) {
 		return 0, nil
 	}
 	if err != nil {
 		return retry(err)
 	}
-	c.with(pod.UID, func(s *podState) { s.projected = true })
+	c.projected(pod.UID, items, next)
 	return next, nil
+}
+
+// projected remembers what the pod's Variable holds and until when.
+func (c *Controller) projected(uid types.UID, items []translate.Item, next time.Duration) {
+	c.with(uid, func(s *podState) {
+		s.projected, s.items, s.refresh = true, items, time.Time{}
+		if next > 0 {
+			s.refresh = c.Clock.Now().Add(next)
+		}
+	})
 }
 
 func (c *Controller) tellPlacement(pod *corev1.Pod, alloc *api.Allocation, unplaced string) {

@@ -28,11 +28,14 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 	}
 	if n := c.nodes[pod.Spec.NodeName]; n != nil {
 		f.HostIP = n.HostIP(alloc.NodeID)
+		f.HostNetwork = n.Profile().Network == translate.NetworkHost
 	}
 	c.with(pod.UID, func(s *podState) {
 		for task, ts := range alloc.TaskStates {
-			if ts.StartedAt.IsZero() {
+			if _, known := s.startFailures[task]; ts.StartedAt.IsZero() {
 				s.startFailures[task] = ts.Restarts
+			} else if !known {
+				s.startFailures[task] = formerStartFailures(pod, task, ts)
 			}
 			f.StartFailures[task] = s.startFailures[task]
 			if cr := s.crashes[task]; cr != nil {
@@ -41,6 +44,21 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 		}
 	})
 	return f
+}
+
+// formerStartFailures is, after a restart of this process, what Nomad counted
+// beyond the restarts that were reported, if the task still is in the run that
+// was reported last.
+func formerStartFailures(pod *corev1.Pod, task string, ts *api.TaskState) uint64 {
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			st := &list[i]
+			if r := st.State.Running; translate.TaskName(st.Name) == task && ts.State == "running" && r != nil && r.StartedAt.Unix() == ts.StartedAt.Unix() {
+				return ts.Restarts - min(ts.Restarts, uint64(max(st.RestartCount, 0)))
+			}
+		}
+	}
+	return 0
 }
 
 // report patches the pod's status to what it should be, if it is not: a
@@ -86,6 +104,6 @@ func (c *Controller) fail(ctx context.Context, pod *corev1.Pod, reason, message 
 	if entry, ok := c.cache.Get(pod.UID); ok {
 		alloc = primary(pod, entry)
 	}
-	_, err := c.report(ctx, pod, translate.Failed(pod, reason, truncate(message, 2000), c.facts(pod, alloc, "", nil)))
+	_, err := c.report(ctx, pod, translate.Failed(pod, alloc, reason, truncate(message, 2000), c.facts(pod, alloc, "", nil)))
 	return err
 }

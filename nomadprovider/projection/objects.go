@@ -143,36 +143,38 @@ func (o *Objects) start(ctx context.Context, r ref) *object {
 	ctx, stop := context.WithCancel(ctx)
 	obj := &object{stop: stop, users: map[types.UID]struct{}{}}
 	o.watched[r] = obj
-	lw, example := o.listWatch(ctx, r)
-	set := func(x any, listed bool) { o.set(obj, x, listed) }
+	lw, example := o.listWatch(r)
 	informer := cache.NewSharedInformer(lw, example, 0)
-	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{ // fails only on a stopped informer
-		AddFunc:    func(x any) { set(x, false) },
-		UpdateFunc: func(_, x any) { set(x, false) },
-		DeleteFunc: func(any) { set(nil, false) },
+	handler, _ := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{ // fails only on a stopped informer
+		AddFunc:    func(x any) { o.set(obj, x) },
+		UpdateFunc: func(_, x any) { o.set(obj, x) },
+		DeleteFunc: func(any) { o.set(obj, nil) },
 	})
 	go informer.RunWithContext(ctx)
 	go func() {
-		if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
-			var found any
-			for _, x := range informer.GetStore().List() {
-				found = x
-			}
-			set(found, true)
+		// The handler's, not the informer's: it has then taken in the list.
+		if cache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
+			o.amend(obj, func() bool { obj.synced = true; return true })
 		}
 	}()
 	return obj
 }
 
 // set takes in what was read of an object; nil says that it does not exist.
-func (o *Objects) set(obj *object, x any, listed bool) {
+func (o *Objects) set(obj *object, x any) {
 	data, binary := content(x)
+	o.amend(obj, func() bool {
+		changed := !maps.EqualFunc(obj.data, data, slices.Equal[[]byte]) || (obj.data == nil) != (data == nil)
+		obj.data, obj.binary = data, binary
+		return changed && obj.synced
+	})
+}
+
+// amend changes an object and tells its users if change says so.
+func (o *Objects) amend(obj *object, change func() bool) {
 	o.mu.Lock()
-	changed := !maps.EqualFunc(obj.data, data, slices.Equal[[]byte]) || (obj.data == nil) != (data == nil) || listed && !obj.synced
-	obj.data, obj.binary = data, binary
-	obj.synced = obj.synced || listed
 	var users []types.UID
-	if changed && obj.synced {
+	if change() {
 		users = slices.Collect(maps.Keys(obj.users))
 	}
 	o.mu.Unlock()
@@ -181,7 +183,7 @@ func (o *Objects) set(obj *object, x any, listed bool) {
 	}
 }
 
-func (o *Objects) listWatch(ctx context.Context, r ref) (cache.ListerWatcher, runtime.Object) {
+func (o *Objects) listWatch(r ref) (cache.ListerWatcher, runtime.Object) {
 	only := func(opts *metav1.ListOptions) {
 		opts.FieldSelector = fields.OneTermEqualSelector("metadata.name", r.name).String()
 	}

@@ -70,7 +70,10 @@ func (w *Writer) auths(namespace, name string) (map[string]dockerAuth, error) {
 // image (pkg/credentialprovider/keyring.go, without its globs).
 func match(auths map[string]dockerAuth, image string) (dockerAuth, bool) {
 	host, rest, ok := strings.Cut(image, "/")
-	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {
+	switch {
+	case ok && host == "docker.io":
+		host = dockerHub
+	case !ok || !strings.ContainsAny(host, ".:") && host != "localhost":
 		host, rest = dockerHub, image
 	}
 	full := host + "/" + rest
@@ -82,9 +85,19 @@ func match(auths map[string]dockerAuth, image string) (dockerAuth, bool) {
 		if k == "docker.io" {
 			k = dockerHub
 		}
-		if (full == k || strings.HasPrefix(full, k+"/") || strings.HasPrefix(full, k+":")) && len(k) > length {
+		if covers(k, full) && len(k) > length {
 			best, length = a, len(k)
 		}
 	}
 	return best, length >= 0
+}
+
+// covers says whether the image lies in the registry or at the path. A port is
+// part of the registry's name: one on another port is another registry.
+func covers(at, image string) bool {
+	rest, ok := strings.CutPrefix(image, at)
+	if !ok {
+		return false
+	}
+	return rest == "" || rest[0] == '/' || strings.Contains(at, "/") && (rest[0] == ':' || rest[0] == '@')
 }

@@ -106,9 +106,9 @@ func (w *Writer) values(ctx context.Context, pod *corev1.Pod, items []translate.
 		switch {
 		case ok:
 			out[it.Key] = encode(it, data)
-		case old[it.Key] != "" && w.missing(pod, it):
-			// The whole object is gone: as on the kubelet, a pod that runs
-			// keeps what it has.
+		case !it.Optional:
+			// Gone from under a pod that runs: as on the kubelet, it keeps what
+			// it has.
 			out[it.Key] = old[it.Key]
 		}
 	}
@@ -126,21 +126,10 @@ func encode(it translate.Item, data []byte) string {
 	return base64.StdEncoding.EncodeToString(data)
 }
 
-// missing says whether the ConfigMap or Secret of an item does not exist.
-func (w *Writer) missing(pod *corev1.Pod, it translate.Item) bool {
-	switch {
-	case it.ConfigMap != nil:
-		return !w.objects.exists(ref{configMap, pod.Namespace, it.ConfigMap.Name})
-	case it.Secret != nil:
-		return !w.objects.exists(ref{secret, pod.Namespace, it.Secret.Name})
-	}
-	return false
-}
-
 func (w *Writer) value(ctx context.Context, pod *corev1.Pod, it translate.Item, old string) (data []byte, next time.Duration, ok bool, err error) {
 	fromObject := func(k kind, r *translate.KeyRef) ([]byte, time.Duration, bool, error) {
 		v, ok := w.objects.value(ref{k, pod.Namespace, r.Name}, r.Key)
-		if !ok && !it.Optional {
+		if !ok && !it.Optional && old == "" {
 			return nil, 0, false, &translate.MissingError{Messages: []string{fmt.Sprintf("couldn't find key %s in %s %s/%s", r.Key, k, pod.Namespace, r.Name)}}
 		}
 		return v, 0, ok, nil

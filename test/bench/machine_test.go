@@ -181,6 +181,18 @@ func machineLine() string {
 	return fmt.Sprintf("%d cores, %.0f GiB, load average %s", cores(), mem, load)
 }
 
+// own is the sum over the hybrid and the benchmark. Unlike seconds it hardly
+// depends on what others do on the machine.
+func (c cpuTimes) own() float64 {
+	sum := 0.0
+	for name, s := range c {
+		if name != cpuOthers {
+			sum += s
+		}
+	}
+	return sum
+}
+
 // String lists the greatest first.
 func (c cpuTimes) String() string {
 	names := slices.SortedFunc(maps.Keys(c), func(a, b string) int {

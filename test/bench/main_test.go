@@ -103,8 +103,8 @@ func start(ctx context.Context) error {
 	hy.Cluster, err = devcluster.Up(ctx, devcluster.Options{
 		Dir: dir, BinDir: bin, PortBase: portBase, OwnDocker: true, MockRuntime: true,
 		CacheDir: filepath.Join(bin, "..", ".dev", "bench-cache"),
-		RBACFile: filepath.Join(bin, "..", "deploy", "kubernetes", "rbac.yaml"),
-		Out:      os.Stdout, NomadKubelet: *program,
+
+		Out: os.Stdout, NomadKubelet: *program,
 		Configure: func(c *config.Config) {
 			c.Nomad.Address = hy.proxy.address
 			vn := &c.VirtualNodes[0]

@@ -21,6 +21,8 @@ type row struct {
 	Beside   string `json:"beside,omitempty"`
 	Goal     string `json:"goal,omitempty"`
 	Met      *bool  `json:"met,omitempty"`
+	// Unjudged says why it is not known whether the goal was met.
+	Unjudged string `json:"unjudged,omitempty"`
 }
 
 // report gathers the figures of a run.
@@ -52,6 +54,16 @@ func (r *report) goal(b *testing.B, figure, measured, beside, goal string, met b
 	}
 }
 
+// unjudged notes a figure with a goal that this run says nothing about; where
+// goals matter, that is no success either.
+func (r *report) unjudged(b *testing.B, figure, measured, beside, goal, why string) {
+	b.Helper()
+	r.Rows = append(r.Rows, row{Figure: figure, Measured: measured, Beside: beside, Goal: goal, Unjudged: why})
+	if *strict {
+		b.Errorf("%s: %s cannot be judged, %s", figure, measured, why)
+	}
+}
+
 // detail keeps raw values in the JSON file.
 func (r *report) detail(name string, v any) { r.Details[name] = v }
 
@@ -72,6 +84,9 @@ func (r *report) markdown() string {
 	cells := [][]string{{"Figure", "Measured", "Beside", "Goal", "Met"}}
 	for _, x := range r.Rows {
 		met := ""
+		if x.Unjudged != "" {
+			met = "not judged: " + x.Unjudged
+		}
 		if x.Met != nil {
 			met = map[bool]string{true: "yes", false: "no"}[*x.Met]
 		}

@@ -118,7 +118,7 @@ func await(t *testing.T, k kubernetes.Interface, p *corev1.Pod, limit time.Durat
 			only(&o)
 			return k.CoreV1().Pods(p.Namespace).List(ctx, o)
 		},
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			only(&o)
 			return k.CoreV1().Pods(p.Namespace).Watch(ctx, o)
 		},

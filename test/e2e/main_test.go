@@ -26,7 +26,11 @@ var (
 	nomad   *api.Client
 )
 
-const sharedPorts = 21000
+const (
+	sharedPorts = 21000
+	// secondNode is another virtual node of the same process.
+	secondNode = "nomad-second"
+)
 
 // binDir is the repository's bin/.
 func binDir() string {
@@ -53,6 +57,15 @@ func run(m *testing.M) int {
 	opts.Configure = func(c *config.Config) {
 		c.VirtualNodes[0].HostAccess.HostPaths = []string{"/tmp/nke2e-allowed"}
 		c.VirtualNodes[0].HostAccess.HostPorts = true
+		second := c.VirtualNodes[0]
+		second.Name, second.Labels = secondNode, map[string]string{"example.com/second": "yes"}
+		second.HostAccess = translate.HostAccess{}
+		// Pods ask for it by name; what asks for any virtual node is for the first.
+		second.Taints = &[]corev1.Taint{{Key: "example.com/second", Effect: corev1.TaintEffectNoSchedule}}
+		c.VirtualNodes = append(c.VirtualNodes, second)
+	}
+	if err := devcluster.Prerequisites(ctx, opts, true, os.Stdout); err != nil {
+		return fail(err)
 	}
 	start := time.Now()
 	cluster, err = devcluster.Up(ctx, opts)
@@ -87,7 +100,6 @@ func fail(err error) int {
 func options(dir string, ports int) devcluster.Options {
 	return devcluster.Options{
 		Dir: dir, BinDir: binDir(), PortBase: ports, OwnDocker: true,
-		RBACFile: filepath.Join(binDir(), "..", "deploy", "kubernetes", "rbac.yaml"),
 	}
 }
 

@@ -407,3 +407,27 @@ func TestLiveConfigMap(t *testing.T) {
 		return nil
 	})
 }
+
+// One process serves several virtual nodes, each with its own kubelet API and
+// its own rules.
+func TestSecondVirtualNode(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	onSecond := func(p *corev1.Pod) {
+		p.Spec.NodeSelector = map[string]string{"example.com/second": "yes"}
+		p.Spec.Tolerations = []corev1.Toleration{{Key: "example.com/second", Operator: corev1.TolerationOpExists}}
+	}
+	p := await(t, kube, create(t, kube, ns, pod("second", "echo here; sleep 3600", onSecond)), 30*time.Second, "ready", ready)
+	if p.Spec.NodeName != secondNode {
+		t.Errorf("it is on %s", p.Spec.NodeName)
+	}
+	if out, _, code := execIn(t, p, "c", nil, "echo", "there"); out != "there\n" || code != 0 {
+		t.Errorf("exec: %q, code %d", out, code)
+	}
+	hostPort := create(t, kube, ns, pod("hostport", "sleep 3600", onSecond, func(p *corev1.Pod) {
+		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8089}}
+	}))
+	if got := await(t, kube, hostPort, 20*time.Second, "failed", phase(corev1.PodFailed)); !strings.Contains(got.Status.Message, "hostAccess.hostPorts") {
+		t.Errorf("message: %s", got.Status.Message)
+	}
+}

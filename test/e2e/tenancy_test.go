@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,14 @@ func TestAccessControl(t *testing.T) {
 	remove(t, h.kube, p, nil)
 	awaitGone(t, h.kube, p, 20*time.Second)
 	awaitNoJob(t, h.nomad, jobID(h.Cluster, p), 20*time.Second)
+
+	wrong := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(wrong, []byte("00000000-0000-0000-0000-000000000000"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := program(t, "run", "--config", h.ConfigFile(), "--nomad-token-file", wrong); err == nil || !strings.Contains(out, "deploy/nomad/policy.hcl") {
+		t.Errorf("a wrong token: %v\n%s", err, out)
+	}
 
 	token, err := os.ReadFile(h.NomadTokenFile())
 	if err != nil {
