@@ -80,7 +80,8 @@ type Kubelet struct {
 	// self-signed one made at start, as the kubelet's default.
 	TLSCertFile string `json:"tlsCertFile,omitempty"`
 	TLSKeyFile  string `json:"tlsKeyFile,omitempty"`
-	// ClientCAFile verifies client certificates, such as the API server's.
+	// ClientCAFile verifies client certificates, such as the API server's; empty:
+	// the CA that the API server publishes (kube-system/extension-apiserver-authentication).
 	ClientCAFile string `json:"clientCAFile,omitempty"`
 }
 

@@ -47,7 +47,6 @@ func (c *Cluster) Config() *config.Config {
 	}
 	if c.ownKubernetes() {
 		cfg.Kubelet.Address, cfg.Kubelet.NodeIP = "127.0.0.1", "127.0.0.1"
-		cfg.Kubelet.ClientCAFile = c.pki().path("ca.crt")
 	}
 	return cfg
 }

@@ -32,11 +32,28 @@ type auth struct {
 	log   hclog.Logger
 	authn authenticator.Request
 	authz authorizer.Authorizer
-	ca    *dynamiccertificates.DynamicFileCAContent
+	ca    clientCA
 }
 
-// newAuth builds the delegating authenticator and authorizer. Tokens always
-// work; client certificates with a CA file, which is followed as it changes.
+// clientCA is a source of the CA of client certificates that follows its changes.
+type clientCA interface {
+	dynamiccertificates.CAContentProvider
+	Run(ctx context.Context, workers int)
+}
+
+// newClientCA reads the file, or, without one, what every API server publishes
+// of the CA that its own clients' certificates are of: that of its certificate
+// for kubelets, too, in nearly every cluster.
+func newClientCA(kube kubernetes.Interface, file string) (clientCA, error) {
+	if file != "" {
+		return dynamiccertificates.NewDynamicCAContentFromFile("kubelet-client-ca", file)
+	}
+	return dynamiccertificates.NewDynamicCAFromConfigMapController("kubelet-client-ca",
+		"kube-system", "extension-apiserver-authentication", "client-ca-file", kube)
+}
+
+// newAuth builds the delegating authenticator and authorizer. Tokens and client
+// certificates work.
 func newAuth(kube kubernetes.Interface, node, clientCAFile string, log hclog.Logger) (*auth, error) {
 	if kube == nil {
 		return nil, errors.New("no API server to ask who may call: refusing to serve")
@@ -47,13 +64,11 @@ func newAuth(kube kubernetes.Interface, node, clientCAFile string, log hclog.Log
 		WebhookRetryBackoff:     options.DefaultAuthWebhookRetryBackoff(),
 		CacheTTL:                tokenCacheTTL,
 	}
-	if clientCAFile != "" {
-		ca, err := dynamiccertificates.NewDynamicCAContentFromFile("kubelet-client-ca", clientCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("client CA: %w", err)
-		}
-		a.ca, nc.ClientCertificateCAContentProvider = ca, ca
+	ca, err := newClientCA(kube, clientCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("client CA: %w", err)
 	}
+	a.ca, nc.ClientCertificateCAContentProvider = ca, ca
 	authn, _, err := nc.New()
 	if err != nil {
 		return nil, fmt.Errorf("set up authentication: %w", err)
@@ -72,12 +87,8 @@ func newAuth(kube kubernetes.Interface, node, clientCAFile string, log hclog.Log
 	return a, nil
 }
 
-// start follows the client CA file.
-func (a *auth) start(ctx context.Context) {
-	if a.ca != nil {
-		go a.ca.Run(ctx, 1)
-	}
-}
+// start follows the client CA.
+func (a *auth) start(ctx context.Context) { go a.ca.Run(ctx, 1) }
 
 // wrap is the gate in front of every route, unknown ones included.
 func (a *auth) wrap(next http.Handler) http.Handler {

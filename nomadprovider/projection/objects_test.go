@@ -54,7 +54,7 @@ func TestKeys(t *testing.T) {
 	pod := user("u", []string{"c", "gone", "empty"}, []string{"s", "gone"})
 	r.ready(pod)
 	configMaps, binary, secrets := r.objects.Keys("u")
-	if !slices.Equal(configMaps["c"], []string{"a", "b", "bin"}) || !slices.Equal(binary["c"], []string{"bin"}) || !slices.Equal(secrets["k"], nil) || !slices.Equal(secrets["s"], []string{"k"}) {
+	if !slices.Equal(configMaps["c"], []string{"a", "b", "bin"}) || !slices.Equal(binary["c"], []string{"bin"}) || !slices.Equal(secrets["s"], []string{"k"}) {
 		t.Errorf("%v %v %v", configMaps, binary, secrets)
 	}
 	if _, ok := configMaps["empty"]; !ok {
@@ -124,22 +124,25 @@ func TestObjectAppearsAndGoes(t *testing.T) {
 	pod := user("u", []string{"c"}, nil)
 	r.ready(pod)
 	r.awaits("u")
-	at := ref{configMap, "ns", "c"}
-	if r.objects.exists(at) {
+	exists := func() bool {
+		keys, _, _ := r.objects.Keys("u")
+		return keys["c"] != nil
+	}
+	if exists() {
 		t.Fatal("it exists already")
 	}
-	if _, err := r.kube.CoreV1().ConfigMaps("ns").Create(background, cm("c", nil), metav1.CreateOptions{}); err != nil {
+	if _, err := r.kube.CoreV1().ConfigMaps("ns").Create(background, cm("c", map[string]string{"k": "v"}), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	r.awaits("u")
-	if !r.objects.exists(at) {
+	if !exists() {
 		t.Error("it does not exist")
 	}
 	if err := r.kube.CoreV1().ConfigMaps("ns").Delete(background, "c", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	r.awaits("u")
-	if r.objects.exists(at) {
+	if exists() {
 		t.Error("it still exists")
 	}
 }
