@@ -34,7 +34,8 @@ type nomad struct {
 	requests []string
 	// answers replaces the answer to a request; a status of 0 hangs.
 	answers map[string]answer
-	vars    map[string]string
+	vars    map[string]string // gates by path
+	items   map[string]api.VariableItems
 	jobs    map[string]bool
 	events  chan string
 }
@@ -45,7 +46,7 @@ type answer struct {
 }
 
 func newNomad(t *testing.T) *nomad {
-	n := &nomad{answers: map[string]answer{}, vars: map[string]string{}, jobs: map[string]bool{}, events: make(chan string, 100)}
+	n := &nomad{answers: map[string]answer{}, vars: map[string]string{}, items: map[string]api.VariableItems{}, jobs: map[string]bool{}, events: make(chan string, 100)}
 	n.Server = httptest.NewServer(n)
 	t.Cleanup(func() { n.CloseClientConnections(); n.Close() })
 	return n
@@ -130,13 +131,13 @@ func (n *nomad) variable(method, path string, body []byte, what *string) any {
 	case http.MethodPut:
 		var v api.Variable
 		_ = json.Unmarshal(body, &v)
-		n.vars[path] = v.Items[translate.GateItem]
+		n.vars[path], n.items[path] = v.Items[translate.GateItem], v.Items
 		*what += " " + v.Items[translate.GateItem]
 		return v
 	case http.MethodDelete:
 		delete(n.vars, path)
 	}
-	return api.Variable{Path: path, Items: api.VariableItems{}}
+	return api.Variable{Path: path, Items: n.items[path]}
 }
 
 func (n *nomad) list(prefix string) any {
@@ -272,11 +273,6 @@ func (r *room) read(pod *corev1.Pod) *corev1.Pod {
 	}
 	r.look(got)
 	return got
-}
-
-func (r *room) exists(pod *corev1.Pod) bool {
-	_, err := r.kube.CoreV1().Pods(pod.Namespace).Get(r.t.Context(), pod.Name, metav1.GetOptions{})
-	return err == nil
 }
 
 const jobID = "k8s-c1-u"

@@ -45,7 +45,7 @@ func (c *Controller) reconcile(ctx context.Context, uid types.UID) (again time.D
 		return c.start(ctx, pod)
 	case entry.Job.Stopped && len(live(entry)) == 0 && len(entry.Allocs) == 0:
 		// Somebody stopped the job before Nomad placed it.
-		return 0, c.fail(ctx, pod, reasonLost, "the pod's Nomad job was stopped before it ran")
+		return 0, c.fail(ctx, pod, nil, reasonLost, "the pod's Nomad job was stopped before it ran")
 	default:
 		return c.follow(ctx, pod, entry)
 	}
@@ -67,7 +67,7 @@ func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration,
 		return 0, c.refuseOrWait(ctx, pod, err)
 	}
 	id := *result.Job.ID
-	next, err := c.writer.Sync(ctx, c.Nomad, profile.Namespace, id, pod, result.Items, true)
+	next, err := c.writer.Sync(ctx, c.Nomad, profile.Namespace, id, pod, result.Items, projection.Fresh)
 	if err != nil {
 		return 0, c.refuseOrWait(ctx, pod, err)
 	}
@@ -85,7 +85,7 @@ func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration,
 		// It exists: a former self registered it and its event is on the way.
 	case rejected(err):
 		c.Recorder.Eventf(pod, corev1.EventTypeWarning, reasonRejected, "Nomad does not take the pod's job: %v", err)
-		return 0, c.fail(ctx, pod, reasonRejected, fmt.Sprintf("Nomad does not take the pod's job: %v", err))
+		return 0, c.fail(ctx, pod, nil, reasonRejected, fmt.Sprintf("Nomad does not take the pod's job: %v", err))
 	default:
 		return 0, fmt.Errorf("register job %s: %w", id, err)
 	}
@@ -155,10 +155,10 @@ func (c *Controller) refuseOrWait(ctx context.Context, pod *corev1.Pod, err erro
 		return nil
 	case errors.As(err, &refused):
 		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonRefused, truncate(refused.Error(), 1000))
-		return c.fail(ctx, pod, reasonRefused, refused.Error())
+		return c.fail(ctx, pod, nil, reasonRefused, refused.Error())
 	case errors.As(err, &large):
 		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonTooLarge, large.Error())
-		return c.fail(ctx, pod, reasonTooLarge, large.Error())
+		return c.fail(ctx, pod, nil, reasonTooLarge, large.Error())
 	case errors.As(err, &missing):
 		w := &corev1.ContainerStateWaiting{Reason: reasonConfigError, Message: missing.Error()}
 		changed, err := c.report(ctx, pod, translate.Status(pod, nil, c.facts(pod, nil, "", w)))
@@ -183,7 +183,7 @@ func (c *Controller) lost(ctx context.Context, pod *corev1.Pod, profile translat
 	}
 	msg := fmt.Sprintf("Nomad has no job %s any more (allocation %s): it was purged by somebody else, or Nomad lost its state", id, alloc)
 	c.Recorder.Event(pod, corev1.EventTypeWarning, reasonLost, msg)
-	return c.fail(ctx, pod, reasonLost, msg)
+	return c.fail(ctx, pod, nil, reasonLost, msg)
 }
 
 func notFound(err error) bool {
@@ -208,7 +208,11 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	again = sooner(again, refresh)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, entry.Unplaced, nil))
-	left, expired := c.deadline(pod, &status, entry.Job.Stopped)
+	over := alloc != nil && alloc.ClientTerminalStatus()
+	left, expired := c.deadline(pod, &status)
+	if !entry.Job.Stopped && (over || translate.Over(pod, &status)) {
+		left, expired = 0, false // it ended by itself, and not for being late
+	}
 	if (expired || translate.Over(pod, &status)) && !entry.Job.Stopped && len(live(entry)) > 0 {
 		// Sidecars, parked containers, and those whose time is up.
 		if err := c.stop(ctx, entry.Job); err != nil {
@@ -217,9 +221,9 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	}
 	// Nobody is to rely on the pod's end while something of it runs.
 	if expired && len(live(entry)) == 0 {
-		return 0, c.fail(ctx, pod, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+		return 0, c.fail(ctx, pod, alloc, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 	}
-	if alloc != nil && alloc.ClientTerminalStatus() {
+	if over {
 		status = translate.Final(pod, status, c.facts(pod, alloc, "", nil))
 	}
 	if wait := c.notYet(pod, alloc, entry.Unplaced); wait > 0 {
@@ -252,10 +256,9 @@ func (c *Controller) notYet(pod *corev1.Pod, alloc *api.Allocation, unplaced str
 }
 
 // deadline says how long the pod may still be active (activeDeadlineSeconds),
-// 0 when it has no deadline. A pod that ended by itself is not late, one whose
-// job was stopped for it is.
-func (c *Controller) deadline(pod *corev1.Pod, s *corev1.PodStatus, stopped bool) (left time.Duration, over bool) {
-	if pod.Spec.ActiveDeadlineSeconds == nil || s.StartTime == nil || !stopped && translate.Over(pod, s) {
+// 0 when it has no deadline.
+func (c *Controller) deadline(pod *corev1.Pod, s *corev1.PodStatus) (left time.Duration, expired bool) {
+	if pod.Spec.ActiveDeadlineSeconds == nil || s.StartTime == nil {
 		return 0, false
 	}
 	left = s.StartTime.Add(time.Duration(*pod.Spec.ActiveDeadlineSeconds) * time.Second).Sub(c.Clock.Now())
@@ -290,15 +293,16 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 	}
 	var missing *translate.MissingError
 	var refused *translate.RefusedError
+	mode := projection.Bereft
 	switch {
 	case err == nil:
-		items = result.Items
+		items, mode = result.Items, projection.Complete
 	case !errors.As(err, &missing) && !errors.As(err, &refused):
 		return retry(err)
 	}
 	// With an object missing it runs with what it has of it, as on the kubelet;
 	// the others and the tokens are kept current.
-	next, err := c.writer.Sync(ctx, c.Nomad, job.Namespace, job.ID, pod, items, false)
+	next, err := c.writer.Sync(ctx, c.Nomad, job.Namespace, job.ID, pod, items, mode)
 	if errors.As(err, &missing) {
 		return 0, nil
 	}
@@ -343,7 +347,7 @@ func (c *Controller) replaced(ctx context.Context, pod *corev1.Pod, entry allocs
 		return err
 	}
 	c.Recorder.Event(pod, corev1.EventTypeWarning, reasonReplaced, msg)
-	return c.fail(ctx, pod, reasonReplaced, msg)
+	return c.fail(ctx, pod, old, reasonReplaced, msg)
 }
 
 // primary is the allocation that is the pod: the one its status names, else

@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -44,7 +45,6 @@ func TestRegistersOnce(t *testing.T) {
 	if got := r.read(pod).Status.Phase; got != corev1.PodPending {
 		t.Errorf("phase %s", got)
 	}
-	r.noEvent()
 }
 
 func TestRegisterTrouble(t *testing.T) {
@@ -299,7 +299,7 @@ func TestTokensAreRefreshed(t *testing.T) {
 	r.kube.PrependReactor("create", "serviceaccounts", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		req := a.(clienttesting.CreateActionImpl).GetObject().(*authenticationv1.TokenRequest).DeepCopy()
 		minted++
-		req.Status.Token = "opaque" // looked at again after 10 s
+		req.Status.Token = fmt.Sprint("opaque", minted) // looked at again after 10 s
 		return true, req, nil
 	})
 	pod := r.pod(func(p *corev1.Pod) {
@@ -329,5 +329,47 @@ func TestTokensAreRefreshed(t *testing.T) {
 	r.nomad.asIs()
 	if again := r.follows(pod, e); again != 10*time.Second {
 		t.Errorf("look again in %s", again)
+	}
+}
+
+// A pod that runs keeps what it has of an object that was deleted, and what it
+// has of others stays current.
+func TestRunningPodOutlivesItsConfigMap(t *testing.T) {
+	r := newRoom(t)
+	if _, err := r.kube.CoreV1().ConfigMaps("ns").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "c"}, Data: map[string]string{"k": "v"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod := r.pod(func(p *corev1.Pod) {
+		p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "c"}}}}
+	})
+	until := func(what string, cond func() bool) {
+		t.Helper()
+		for end := time.Now().Add(5 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal(what)
+			}
+		}
+	}
+	until("the ConfigMap is not read", func() bool {
+		r.reconciles(pod)
+		_, ok := r.cache.Get("u")
+		return ok
+	})
+	r.asked("PUT var/"+translate.VariablePath(jobID)+" ", register)
+	e := entry("running", tasks{"web": running(0, epoch)})
+	r.follows(pod, e)
+	if err := r.kube.CoreV1().ConfigMaps("ns").Delete(ctx, "c", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	until("the deletion is not seen", func() bool {
+		keys, _, _ := r.objects.Keys("u")
+		return keys["c"] == nil
+	})
+	r.nomad.take()
+	r.changed("u")
+	r.follows(pod, e)
+	r.asked("GET var/" + translate.VariablePath(jobID))
+	if s := r.read(pod).Status; s.Phase != corev1.PodRunning {
+		t.Errorf("phase %s", s.Phase)
 	}
 }

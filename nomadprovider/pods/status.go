@@ -98,12 +98,8 @@ func statusPatch(pod *corev1.Pod, status corev1.PodStatus) ([]byte, error) {
 	return strategicpatch.CreateTwoWayMergePatch(before, after, corev1.Pod{})
 }
 
-// fail makes the pod's phase Failed for good.
-func (c *Controller) fail(ctx context.Context, pod *corev1.Pod, reason, message string) error {
-	var alloc *api.Allocation
-	if entry, ok := c.cache.Get(pod.UID); ok {
-		alloc = primary(pod, entry)
-	}
+// fail makes the pod's phase Failed for good; alloc is nil when the pod has none.
+func (c *Controller) fail(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, reason, message string) error {
 	_, err := c.report(ctx, pod, translate.Failed(pod, alloc, reason, truncate(message, 2000), c.facts(pod, alloc, "", nil)))
 	return err
 }

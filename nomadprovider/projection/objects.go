@@ -130,6 +130,14 @@ func (o *Objects) value(r ref, key string) ([]byte, bool) {
 	return nil, false
 }
 
+// exists says whether the object is there.
+func (o *Objects) exists(r ref) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	obj := o.watched[r]
+	return obj != nil && obj.data != nil
+}
+
 // start watches one object. The caller holds the lock.
 func (o *Objects) start(ctx context.Context, r ref) *object {
 	ctx, stop := context.WithCancel(ctx)

@@ -57,7 +57,7 @@ func TestRegistryItems(t *testing.T) {
 		return translate.Item{Key: key, Registry: &translate.RegistryRef{Secrets: secrets, Image: image, Part: part}, Optional: true}
 	}
 	all := []string{"none", "missing", "new", "old"}
-	r.mustSync(pod, true,
+	r.mustSync(pod, Fresh,
 		item("u1", "a.example.com/x", "username", all...), item("p1", "a.example.com/x", "password", all...),
 		item("u2", "b.example.com/x", "username", all...), item("p2", "b.example.com/x", "password", all...),
 		item("public", "c.example.com/x", "username", all...))
@@ -68,7 +68,7 @@ func TestRegistryItems(t *testing.T) {
 			t.Errorf("%s is %s, want %s", key, got, want)
 		}
 	}
-	_, err := r.sync(pod, true, item("x", "a.example.com/x", "username", "bad"))
+	_, err := r.sync(pod, Fresh, item("x", "a.example.com/x", "username", "bad"))
 	if err == nil || !strings.Contains(err.Error(), "imagePullSecret ns/bad is not a valid docker configuration") {
 		t.Errorf("%v", err)
 	}

@@ -42,23 +42,36 @@ func NewWriter(kube kubernetes.Interface, objects *Objects, c clock.Clock) *Writ
 	return &Writer{kube: kube, objects: objects, clock: c}
 }
 
+// Mode says what [Writer.Sync] may take for granted.
+type Mode int
+
+// The modes.
+const (
+	// Fresh: the job is new, nothing is read back first.
+	Fresh Mode = iota
+	// Complete: all that the pod requires exists; what does not may be missing.
+	Complete
+	// Bereft: something that the pod requires is gone. As on the kubelet, a pod
+	// that runs keeps what it has of it.
+	Bereft
+)
+
 // Sync writes the Variable of the pod's job if its content is not what the
 // items ask for, and returns how long until a token wants refreshing (0: none).
-// With fresh set the job is new and nothing is read back first.
-func (w *Writer) Sync(ctx context.Context, nomad *api.Client, namespace, jobID string, pod *corev1.Pod, items []translate.Item, fresh bool) (time.Duration, error) {
+func (w *Writer) Sync(ctx context.Context, nomad *api.Client, namespace, jobID string, pod *corev1.Pod, items []translate.Item, mode Mode) (time.Duration, error) {
 	if len(items) == 0 {
 		return 0, nil
 	}
 	path := translate.VariablePath(jobID)
 	var old api.VariableItems
-	if !fresh {
+	if mode != Fresh {
 		v, _, err := nomad.Variables().GetVariableItems(path, (&api.QueryOptions{Namespace: namespace}).WithContext(ctx))
 		if err != nil && !errors.Is(err, api.ErrVariablePathNotFound) {
 			return 0, fmt.Errorf("read Variable %s: %w", path, err)
 		}
 		old = v
 	}
-	values, next, err := w.values(ctx, pod, items, old)
+	values, next, err := w.values(ctx, pod, items, old, mode)
 	if err != nil {
 		return 0, err
 	}
@@ -92,7 +105,7 @@ func equal(a, b api.VariableItems) bool {
 }
 
 // values computes the content. Tokens in old that still have time are kept.
-func (w *Writer) values(ctx context.Context, pod *corev1.Pod, items []translate.Item, old api.VariableItems) (api.VariableItems, time.Duration, error) {
+func (w *Writer) values(ctx context.Context, pod *corev1.Pod, items []translate.Item, old api.VariableItems, mode Mode) (api.VariableItems, time.Duration, error) {
 	out := api.VariableItems{}
 	var next time.Duration
 	for _, it := range items {
@@ -106,9 +119,7 @@ func (w *Writer) values(ctx context.Context, pod *corev1.Pod, items []translate.
 		switch {
 		case ok:
 			out[it.Key] = encode(it, data)
-		case !it.Optional:
-			// Gone from under a pod that runs: as on the kubelet, it keeps what
-			// it has.
+		case old[it.Key] != "" && (!it.Optional || mode == Bereft && w.missing(pod, it)):
 			out[it.Key] = old[it.Key]
 		}
 	}
@@ -124,6 +135,18 @@ func encode(it translate.Item, data []byte) string {
 		return string(quoted)
 	}
 	return base64.StdEncoding.EncodeToString(data)
+}
+
+// missing says whether the ConfigMap or Secret of an item does not exist. The
+// keys of an object that is projected as a whole are all optional.
+func (w *Writer) missing(pod *corev1.Pod, it translate.Item) bool {
+	switch {
+	case it.ConfigMap != nil:
+		return !w.objects.exists(ref{configMap, pod.Namespace, it.ConfigMap.Name})
+	case it.Secret != nil:
+		return !w.objects.exists(ref{secret, pod.Namespace, it.Secret.Name})
+	}
+	return false
 }
 
 func (w *Writer) value(ctx context.Context, pod *corev1.Pod, it translate.Item, old string) (data []byte, next time.Duration, ok bool, err error) {

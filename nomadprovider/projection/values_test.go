@@ -29,18 +29,18 @@ func itemSec(key, name, k string, optional bool) translate.Item {
 	return translate.Item{Key: key, Secret: &translate.KeyRef{Name: name, Key: k}, Optional: optional}
 }
 
-func (r *room) sync(pod *corev1.Pod, fresh bool, items ...translate.Item) (time.Duration, error) {
+func (r *room) sync(pod *corev1.Pod, mode Mode, items ...translate.Item) (time.Duration, error) {
 	r.t.Helper()
-	next, err := r.Sync(background, r.vars.client, "default", job, pod, items, fresh)
+	next, err := r.Sync(background, r.vars.client, "default", job, pod, items, mode)
 	if err != nil && strings.Contains(err.Error(), hidden) {
 		r.t.Errorf("the error tells a secret: %v", err)
 	}
 	return next, err
 }
 
-func (r *room) mustSync(pod *corev1.Pod, fresh bool, items ...translate.Item) time.Duration {
+func (r *room) mustSync(pod *corev1.Pod, mode Mode, items ...translate.Item) time.Duration {
 	r.t.Helper()
-	next, err := r.sync(pod, fresh, items...)
+	next, err := r.sync(pod, mode, items...)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestValues(t *testing.T) {
 		itemCM("no", "gone", "k", true), itemCM("nokey", "c", "none", true),
 		{Key: "l", Literal: &literal}, {Key: "f", Field: "metadata.labels['app']"},
 	}
-	if next := r.mustSync(pod, true, items...); next != 0 {
+	if next := r.mustSync(pod, Fresh, items...); next != 0 {
 		t.Errorf("look again in %s", next)
 	}
 	for key, want := range map[string]string{"a": "one", "bin": "\x00\xff", "s": hidden, "no": "<none>", "nokey": "<none>", "l": "lit", "f": "web"} {
@@ -77,11 +77,11 @@ func TestValues(t *testing.T) {
 		t.Errorf("a new job cost %d reads and %d writes", reads, writes)
 	}
 	// The same again costs no write.
-	r.mustSync(pod, false, items...)
+	r.mustSync(pod, Complete, items...)
 	if reads, writes := r.vars.counts(); reads != 1 || writes != 1 {
 		t.Errorf("%d reads and %d writes", reads, writes)
 	}
-	if r.mustSync(pod, false) != 0 {
+	if r.mustSync(pod, Complete) != 0 {
 		t.Error("no items")
 	}
 	if reads, writes := r.vars.counts(); reads != 1 || writes != 1 {
@@ -94,13 +94,13 @@ func TestMissingValues(t *testing.T) {
 	pod := user("u", []string{"c", "gone"}, []string{"s"})
 	r.ready(pod)
 	for _, it := range []translate.Item{itemCM("x", "gone", "k", false), itemCM("x", "c", "none", false), itemSec("x", "s", "none", false)} {
-		_, err := r.sync(pod, true, itemSec("s", "s", "p", false), it)
+		_, err := r.sync(pod, Fresh, itemSec("s", "s", "p", false), it)
 		var missing *translate.MissingError
 		if !errors.As(err, &missing) || !strings.Contains(err.Error(), "couldn't find key") {
 			t.Errorf("%+v: %v", it, err)
 		}
 	}
-	if _, err := r.sync(pod, true, translate.Item{Key: "x"}); err == nil {
+	if _, err := r.sync(pod, Fresh, translate.Item{Key: "x"}); err == nil {
 		t.Error("an item without a source")
 	}
 	if _, writes := r.vars.counts(); writes != 0 {
@@ -111,32 +111,42 @@ func TestMissingValues(t *testing.T) {
 // As on the kubelet: what a pod requires it keeps when it is deleted, what is
 // optional goes.
 func TestDeletedFromUnderAPod(t *testing.T) {
-	r := newRoom(t, cm("must", map[string]string{"k": "1"}), cm("may", map[string]string{"k": "2"}), cm("lives", map[string]string{"k": "3"}))
-	pod := user("u", []string{"must", "may", "lives"}, nil)
+	r := newRoom(t, cm("must", map[string]string{"k": "1"}), cm("whole", map[string]string{"k": "2"}), cm("lives", map[string]string{"k": "3", "l": "4"}))
+	pod := user("u", []string{"must", "whole", "lives"}, nil)
 	r.ready(pod)
-	items := []translate.Item{itemCM("must", "must", "k", false), itemCM("may", "may", "k", true), itemCM("lives", "lives", "k", false)}
-	r.mustSync(pod, true, items...)
-	for _, name := range []string{"must", "may"} {
+	items := []translate.Item{
+		itemCM("must", "must", "k", false), itemCM("whole", "whole", "k", true),
+		itemCM("lives", "lives", "k", false), itemCM("key", "lives", "l", true),
+	}
+	r.mustSync(pod, Fresh, items...)
+	for _, name := range []string{"must", "whole"} {
 		if err := r.kube.CoreV1().ConfigMaps("ns").Delete(background, name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		r.eventually(name+" is kept", func() bool { _, ok := r.objects.value(ref{configMap, "ns", name}, "k"); return !ok })
+		r.eventually(name+" is kept", func() bool { return !r.objects.exists(ref{configMap, "ns", name}) })
 	}
 	if _, err := r.kube.CoreV1().ConfigMaps("ns").Update(background, cm("lives", map[string]string{"k": "33"}), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	r.eventually("the change", func() bool { v, _ := r.objects.value(ref{configMap, "ns", "lives"}, "k"); return string(v) == "33" })
-	r.mustSync(pod, false, items...)
-	r.want("must", "1")
-	r.want("may", "<none>")
-	r.want("lives", "33")
+	check := func(want map[string]string) {
+		t.Helper()
+		for key, value := range want {
+			r.want(key, value)
+		}
+	}
+	r.mustSync(pod, Bereft, items...)
+	check(map[string]string{"must": "1", "whole": "2", "lives": "33", "key": "<none>"})
+	// Nothing that is gone was required as a whole.
+	r.mustSync(pod, Complete, items...)
+	check(map[string]string{"must": "1", "whole": "<none>", "lives": "33"})
 }
 
 func TestTooLarge(t *testing.T) {
 	r := newRoom(t, sec("s", map[string][]byte{"p": bytes.Repeat([]byte(hidden), 9000)}))
 	pod := user("u", nil, []string{"s"})
 	r.ready(pod)
-	_, err := r.sync(pod, true, itemSec("s", "s", "p", false))
+	_, err := r.sync(pod, Fresh, itemSec("s", "s", "p", false))
 	var large *TooLargeError
 	if !errors.As(err, &large) || large.Bytes != 72001 || !strings.Contains(err.Error(), "72001 bytes") {
 		t.Errorf("%v", err)
@@ -146,10 +156,10 @@ func TestTooLarge(t *testing.T) {
 	}
 	// To the byte: 3 characters for 2 of base64's 4, and the key.
 	exact := strings.Repeat("x", (MaxVariableBytes-4)/4*3)
-	if _, err := r.sync(pod, true, translate.Item{Key: "four", Literal: &exact}); err != nil {
+	if _, err := r.sync(pod, Fresh, translate.Item{Key: "four", Literal: &exact}); err != nil {
 		t.Error(err)
 	}
-	if _, err := r.sync(pod, true, translate.Item{Key: "fives", Literal: &exact}); !errors.As(err, &large) {
+	if _, err := r.sync(pod, Fresh, translate.Item{Key: "fives", Literal: &exact}); !errors.As(err, &large) {
 		t.Errorf("one byte more: %v", err)
 	}
 }
@@ -159,10 +169,10 @@ func TestNomadsTrouble(t *testing.T) {
 	pod := user("u", nil, []string{"s"})
 	r.ready(pod)
 	r.vars.fail = http.StatusForbidden
-	for _, fresh := range []bool{true, false} {
-		_, err := r.sync(pod, fresh, itemSec("s", "s", "p", false))
+	for _, mode := range []Mode{Fresh, Complete} {
+		_, err := r.sync(pod, mode, itemSec("s", "s", "p", false))
 		if err == nil || !strings.Contains(err.Error(), path) {
-			t.Errorf("fresh %v: %v", fresh, err)
+			t.Errorf("mode %v: %v", mode, err)
 		}
 	}
 }
@@ -177,7 +187,7 @@ func TestTokens(t *testing.T) {
 	}
 	pod := user("u", nil, nil)
 	item := translate.Item{Key: "t", Token: &translate.TokenRef{Audience: "vault", ExpirationSeconds: 3600}}
-	if next := r.mustSync(pod, true, item); next != 48*time.Minute {
+	if next := r.mustSync(pod, Fresh, item); next != 48*time.Minute {
 		t.Errorf("refresh in %s, want 80%% of an hour", next)
 	}
 	spec := asked[0].Spec
@@ -187,18 +197,18 @@ func TestTokens(t *testing.T) {
 	first := jwt(now, now.Add(time.Hour))
 	r.want("t", first)
 	r.clock.Step(47 * time.Minute)
-	if next := r.mustSync(pod, false, item); next != time.Minute || len(asked) != 1 {
+	if next := r.mustSync(pod, Complete, item); next != time.Minute || len(asked) != 1 {
 		t.Errorf("refresh in %s, %d requests", next, len(asked))
 	}
 	r.clock.Step(time.Minute)
-	if next := r.mustSync(pod, false, item); next != 48*time.Minute || len(asked) != 2 {
+	if next := r.mustSync(pod, Complete, item); next != 48*time.Minute || len(asked) != 2 {
 		t.Errorf("refresh in %s, %d requests", next, len(asked))
 	}
 	r.want("t", jwt(r.clock.Now(), r.clock.Now().Add(time.Hour)))
 	// The API server is away; the old token is left where it is.
 	r.clock.Step(50 * time.Minute)
 	r.kube.mint = func(*authenticationv1.TokenRequest) (string, error) { return hidden, errors.New("away") }
-	if _, err := r.sync(pod, false, item); err == nil || !strings.Contains(err.Error(), "ns/default: away") {
+	if _, err := r.sync(pod, Complete, item); err == nil || !strings.Contains(err.Error(), "ns/default: away") {
 		t.Errorf("%v", err)
 	}
 	if r.vars.get(t, path, "t") == "<none>" {
@@ -206,7 +216,7 @@ func TestTokens(t *testing.T) {
 	}
 	// A token that cannot be read is asked for again, but not at once.
 	r.kube.mint = func(*authenticationv1.TokenRequest) (string, error) { return "opaque", nil }
-	if next := r.mustSync(pod, false, item); next != retryToken {
+	if next := r.mustSync(pod, Complete, item); next != retryToken {
 		t.Errorf("refresh in %s", next)
 	}
 }

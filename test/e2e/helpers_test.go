@@ -114,7 +114,7 @@ func await(t *testing.T, k kubernetes.Interface, p *corev1.Pod, limit time.Durat
 		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", p.Name).String()
 	}
 	lw := &cache.ListWatch{
-		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			only(&o)
 			return k.CoreV1().Pods(p.Namespace).List(ctx, o)
 		},
