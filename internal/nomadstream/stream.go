@@ -38,10 +38,18 @@ type Event struct {
 	Payload    json.RawMessage
 }
 
+// JobHead is what a Job event is read for; the rest of the job, which may be
+// large, is not decoded.
+type JobHead struct {
+	ID, Name, Namespace      string
+	Stop                     bool
+	CreateIndex, ModifyIndex uint64
+}
+
 type payload struct {
 	Allocation *api.Allocation
 	Evaluation *api.Evaluation
-	Job        *api.Job
+	Job        *JobHead
 	Node       *api.Node
 	Deleted    bool
 }
@@ -68,7 +76,7 @@ func (e *Event) Evaluation() (*api.Evaluation, error) {
 
 // Job returns the job of a Job event; deleted says that Nomad forgot it,
 // purged or collected.
-func (e *Event) Job() (j *api.Job, deleted bool, err error) {
+func (e *Event) Job() (j *JobHead, deleted bool, err error) {
 	p, err := e.decode()
 	return p.Job, p.Deleted, err
 }

@@ -245,7 +245,7 @@ func TestServerAway(t *testing.T) {
 
 func TestPayloads(t *testing.T) {
 	e := Event{Topic: api.TopicJob, Key: "j", Payload: []byte(`{"Job":{"ID":"j"},"Deleted":true}`)}
-	if j, deleted, err := e.Job(); err != nil || *j.ID != "j" || !deleted {
+	if j, deleted, err := e.Job(); err != nil || j.ID != "j" || !deleted {
 		t.Errorf("%v %v %v", j, deleted, err)
 	}
 	e.Payload = []byte(`{"Allocation":{"ID":"a"}}`)

@@ -312,14 +312,14 @@ func (c *Cache) handleJob(ev nomadstream.Event) error {
 		return nil
 	}
 	j, deleted, err := ev.Job()
-	if err != nil || j == nil || j.ID == nil {
+	if err != nil || j == nil {
 		return err
 	}
 	if deleted {
-		c.drop(uid, deref(j.CreateIndex))
+		c.drop(uid, j.CreateIndex)
 		return nil
 	}
-	c.update(uid, func(e *Entry) bool { return e.putJob(fromJob(j)) })
+	c.update(uid, func(e *Entry) bool { return e.putJob(fromHead(j)) })
 	return nil
 }
 
@@ -332,16 +332,6 @@ func (e *Entry) putJob(j Job) bool {
 	return changed
 }
 
-func fromJob(j *api.Job) Job {
-	return Job{
-		ID: *j.ID, Name: deref(j.Name), Namespace: deref(j.Namespace), Stopped: deref(j.Stop),
-		CreateIndex: deref(j.CreateIndex), ModifyIndex: deref(j.ModifyIndex),
-	}
-}
-
-func deref[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
+func fromHead(j *nomadstream.JobHead) Job {
+	return Job{ID: j.ID, Name: j.Name, Namespace: j.Namespace, Stopped: j.Stop, CreateIndex: j.CreateIndex, ModifyIndex: j.ModifyIndex}
 }

@@ -62,7 +62,9 @@ func (c *Controller) hurry(ctx context.Context, pod *corev1.Pod, alloc *api.Allo
 	if grace == nil || spec == nil || *grace >= *spec {
 		return 0, nil
 	}
-	if left := pod.DeletionTimestamp.Sub(c.Clock.Now()); left > 0 {
+	// The API server cuts the time to whole seconds; nobody is to get less than
+	// was granted.
+	if left := pod.DeletionTimestamp.Add(time.Second).Sub(c.Clock.Now()); left > 0 {
 		return left, nil
 	}
 	return 0, c.kill(ctx, alloc)

@@ -69,12 +69,15 @@ func TestDeleteWithLessTime(t *testing.T) {
 	r := newRoom(t)
 	pod := r.pod(deleting(5))
 	e := entry("running", tasks{"web": running(0, epoch), "done": ended(0, epoch, epoch)})
-	if left := r.must(r.terminate(ctx, pod, e, true)); left != 5*time.Second {
+	if left := r.must(r.terminate(ctx, pod, e, true)); left != 6*time.Second {
 		t.Errorf("look again in %s", left)
 	}
 	r.nomad.take()
 	e.Job.Stopped = true
-	r.clock.Step(5 * time.Second)
+	r.clock.Step(5900 * time.Millisecond)
+	r.must(r.terminate(ctx, r.read(pod), e, true))
+	r.asked()
+	r.clock.Step(100 * time.Millisecond)
 	r.must(r.terminate(ctx, r.read(pod), e, true))
 	r.asked("PUT client/allocation/a1/signal web SIGKILL")
 }

@@ -234,8 +234,9 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 }
 
 // startQuiet is how long a pod's start may take before it is told that it
-// starts. Most run by then, and are told so by one patch instead of three.
-const startQuiet = 1500 * time.Millisecond
+// starts. Most run by then, even in a burst, and are told so by one patch
+// instead of three.
+const startQuiet = 5 * time.Second
 
 // notYet says how long to keep quiet about a pod that has just been registered
 // and of which there is nothing to say yet.
