@@ -27,6 +27,10 @@ type Facts struct {
 	// Backoff is the current back-off of a task that waits for its next
 	// start, for the message.
 	Backoff map[string]time.Duration
+	// Again is set for a pod of which nothing has started and whose job will be
+	// replaced by another; Tries is how many have failed.
+	Again bool
+	Tries uint64
 	// Unplaced is Nomad's own reason for having no place for the pod; empty
 	// when it has one or has not answered yet.
 	Unplaced string
@@ -255,6 +259,12 @@ func (v *view) notStarted(init bool) *corev1.ContainerStateWaiting {
 }
 
 func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init bool) corev1.ContainerState {
+	if v.facts.Again {
+		if e := lastEvent(ts, startFailures...); e != nil {
+			return corev1.ContainerState{Waiting: startFailure(c, e, v.facts.Tries)}
+		}
+		return corev1.ContainerState{Waiting: v.notStarted(init)}
+	}
 	switch ts.State {
 	case taskRunning:
 		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metaTime(ts.StartedAt)}}

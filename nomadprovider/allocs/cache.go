@@ -208,6 +208,11 @@ func (c *Cache) change(uid types.UID, create bool, change func(*Entry) bool) {
 }
 
 func (e *Entry) putAlloc(a *api.Allocation) bool {
+	// Nomad remembers the allocations of a purged job for a while; they are none
+	// of the one that has taken its place.
+	if a.CreateIndex < e.Job.CreateIndex {
+		return false
+	}
 	a.Job = nil
 	for i, old := range e.Allocs {
 		if old.ID != a.ID {

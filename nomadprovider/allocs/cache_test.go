@@ -26,8 +26,8 @@ func TestList(t *testing.T) {
 		allocStub(id("u0"), "late", 60, "pending"), allocStub(id("u0"), "early", 50, "complete"),
 		allocStub(id("u1"), "runs", 50, "running"), allocStub("web", "other", 50, "running"), allocStub(id("u2"), "collected", 50, "running"),
 	}
-	n.infos["runs"] = &api.Allocation{ID: "runs", JobID: id("u1"), ClientStatus: "running", ModifyIndex: 50, NetworkStatus: &api.AllocNetworkStatus{Address: "10.0.0.1"}}
-	n.infos["other"] = &api.Allocation{ID: "other", JobID: "web", ClientStatus: "running"}
+	n.infos["runs"] = &api.Allocation{ID: "runs", JobID: id("u1"), ClientStatus: "running", CreateIndex: 50, ModifyIndex: 50, NetworkStatus: &api.AllocNetworkStatus{Address: "10.0.0.1"}}
+	n.infos["other"] = &api.Allocation{ID: "other", JobID: "web", ClientStatus: "running", CreateIndex: 50}
 	n.evals[id("u3")] = []*api.Evaluation{
 		{ModifyIndex: 8, FailedTGAllocs: map[string]*api.AllocationMetric{translate.GroupName: {NodesEvaluated: 2}}},
 		{ModifyIndex: 9, FailedTGAllocs: map[string]*api.AllocationMetric{translate.GroupName: {NodesEvaluated: 4}}},
@@ -163,7 +163,7 @@ func TestListsAgain(t *testing.T) {
 	n := newNomad(t)
 	n.jobs = []*api.JobListStub{jobStub(id("stays"), 10), jobStub(id("goes"), 10), jobStub(id("stops"), 10)}
 	n.allocs = []*api.AllocationListStub{allocStub(id("stays"), "a", 50, "running")}
-	n.infos["a"] = &api.Allocation{ID: "a", JobID: id("stays"), ClientStatus: "running", ModifyIndex: 50, NetworkStatus: &api.AllocNetworkStatus{Address: "10.0.0.1"}}
+	n.infos["a"] = &api.Allocation{ID: "a", JobID: id("stays"), ClientStatus: "running", CreateIndex: 50, ModifyIndex: 50, NetworkStatus: &api.AllocNetworkStatus{Address: "10.0.0.1"}}
 	v := watch(t, n)
 	v.told("stays", "goes", "stops")
 	v.Registered("new", Job{ID: id("new"), Namespace: "default", ModifyIndex: 1000})
@@ -203,7 +203,7 @@ func TestTroubleIsTold(t *testing.T) {
 	n := newNomad(t)
 	n.jobs = []*api.JobListStub{jobStub(id("u"), 10)}
 	n.allocs = []*api.AllocationListStub{allocStub(id("u"), "a", 50, "running")}
-	n.infos["a"] = &api.Allocation{ID: "a", JobID: id("u"), ClientStatus: "running", ModifyIndex: 50}
+	n.infos["a"] = &api.Allocation{ID: "a", JobID: id("u"), ClientStatus: "running", CreateIndex: 50, ModifyIndex: 50}
 	v := watch(t, n)
 	v.told("u")
 	for _, path := range []string{"/v1/jobs", "/v1/allocations", "/v1/allocation/a"} {

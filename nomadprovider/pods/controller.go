@@ -73,8 +73,9 @@ type Controller struct {
 // podState is what is remembered of a pod between passes. All of it can be
 // lost: it saves work or makes a message better.
 type podState struct {
-	gone  bool // the deletion of the pod was seen
-	grace *int64
+	gone      bool // the deletion of the pod was seen
+	grace     *int64
+	namespace string // Nomad's, of a pod that is gone
 	// gates is what was last written into a task's gate.
 	gates map[string]string
 	// registered is when this process set out to register the job; zero: a
@@ -89,6 +90,8 @@ type podState struct {
 	dirty     bool
 	items     []translate.Item
 	refresh   time.Time
+	// retry is kept while nothing of the pod has started; see again.go.
+	retry retry
 }
 
 const byUID = "uid"
@@ -199,7 +202,8 @@ func (c *Controller) metadataChanged(a, b *corev1.Pod) bool {
 func (c *Controller) podDeleted(x any) {
 	switch x := x.(type) {
 	case *corev1.Pod:
-		c.with(x.UID, func(s *podState) { s.gone, s.grace = true, x.DeletionGracePeriodSeconds })
+		namespace := c.nodes[x.Spec.NodeName].Profile().Namespace
+		c.with(x.UID, func(s *podState) { s.gone, s.grace, s.namespace = true, x.DeletionGracePeriodSeconds, namespace })
 		c.enqueue(x.UID)
 	case cache.DeletedFinalStateUnknown:
 		if pod, ok := x.Obj.(*corev1.Pod); ok {
@@ -232,6 +236,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.Log.Info("the views of Kubernetes and Nomad are complete", "pods", c.podCount(), "jobs", len(c.cache.UIDs()))
 	for _, uid := range c.cache.UIDs() {
 		c.queue.Add(uid)
+	}
+	if err := c.sweep(ctx); err != nil {
+		c.Log.Warn("Variables of pods that are gone may be left", "error", err)
 	}
 	for range c.Workers {
 		wg.Go(func() { c.work(ctx) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -111,13 +112,20 @@ func (c *Controller) stop(ctx context.Context, job allocs.Job) error {
 
 // reap ends what is left in Nomad of a pod that is gone.
 func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry, known bool) (time.Duration, error) {
+	var seen bool
+	var grace *int64
+	var namespace string
+	c.with(uid, func(s *podState) { seen, grace, namespace = s.gone, s.grace, s.namespace })
 	if !known {
+		// Nomad may have collected the job by itself; it keeps the Variables.
+		if seen {
+			if err := c.deleteVariables(ctx, allocs.Job{ID: translate.JobID(c.Cluster, uid), Namespace: namespace}); err != nil {
+				return 0, err
+			}
+		}
 		c.forget(uid)
 		return 0, nil
 	}
-	var seen bool
-	var grace *int64
-	c.with(uid, func(s *podState) { seen, grace = s.gone, s.grace })
 	if !seen {
 		wait, err := c.orphan(ctx, uid, entry)
 		if err != nil || wait > 0 {
@@ -140,12 +148,27 @@ func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry
 		}
 		return 0, nil // its end comes as an event
 	}
-	return 0, c.purge(ctx, uid, entry.Job)
+	if err := c.purge(ctx, entry.Job); err != nil {
+		return 0, err
+	}
+	c.forget(uid)
+	return 0, nil
 }
 
 // purge makes Nomad forget a job whose allocations have ended, with its
 // Variables.
-func (c *Controller) purge(ctx context.Context, uid types.UID, job allocs.Job) error {
+func (c *Controller) purge(ctx context.Context, job allocs.Job) error {
+	if err := c.deleteVariables(ctx, job); err != nil {
+		return err
+	}
+	w := (&api.WriteOptions{Namespace: job.Namespace}).WithContext(ctx)
+	if _, _, err := c.Nomad.Jobs().Deregister(job.ID, true, w); err != nil && !notFound(err) {
+		return fmt.Errorf("purge job %s: %w", job.ID, err)
+	}
+	return nil
+}
+
+func (c *Controller) deleteVariables(ctx context.Context, job allocs.Job) error {
 	q := (&api.QueryOptions{Namespace: job.Namespace}).WithContext(ctx)
 	w := (&api.WriteOptions{Namespace: job.Namespace}).WithContext(ctx)
 	vars, _, err := c.Nomad.Variables().PrefixList(translate.VariablePath(job.ID), q)
@@ -157,9 +180,33 @@ func (c *Controller) purge(ctx context.Context, uid types.UID, job allocs.Job) e
 			return fmt.Errorf("delete Variable %s: %w", v.Path, err)
 		}
 	}
-	if _, _, err := c.Nomad.Jobs().Deregister(job.ID, true, w); err != nil && !notFound(err) {
-		return fmt.Errorf("purge job %s: %w", job.ID, err)
+	return nil
+}
+
+// sweep finds Variables of pods that are gone together with their jobs, which
+// this process did not see go.
+func (c *Controller) sweep(ctx context.Context) error {
+	swept := map[string]bool{}
+	for _, n := range c.Nodes {
+		namespace := n.Profile().Namespace
+		if swept[namespace] {
+			continue
+		}
+		swept[namespace] = true
+		prefix := translate.VariablePath(translate.JobIDPrefix(c.Cluster))
+		vars, _, err := c.Nomad.Variables().PrefixList(prefix, (&api.QueryOptions{Namespace: namespace}).WithContext(ctx))
+		if err != nil {
+			return fmt.Errorf("list Variables below %s: %w", prefix, err)
+		}
+		for _, v := range vars {
+			id, _, _ := strings.Cut(strings.TrimPrefix(v.Path, translate.VariablePath("")), "/")
+			uid, ok := translate.PodUID(c.Cluster, id)
+			if _, known := c.cache.Get(uid); !ok || known || c.pod(uid) != nil {
+				continue
+			}
+			c.with(uid, func(s *podState) { s.gone, s.namespace = true, namespace })
+			c.enqueue(uid)
+		}
 	}
-	c.forget(uid)
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -124,7 +125,7 @@ func TestDeleteTrouble(t *testing.T) {
 
 // gone makes the deletion of the pod seen.
 func (r *room) gone(uid types.UID, grace int64) {
-	r.podDeleted(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: uid, DeletionGracePeriodSeconds: &grace}})
+	r.podDeleted(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: uid, DeletionGracePeriodSeconds: &grace}, Spec: corev1.PodSpec{NodeName: "n"}})
 }
 
 func TestReap(t *testing.T) {
@@ -265,5 +266,59 @@ func TestManyOrphansAreLeftAlone(t *testing.T) {
 				t.Errorf("after ten minutes for %s", got)
 			}
 		})
+	}
+}
+
+// Nomad collects dead jobs by itself and leaves their Variables, Secrets in
+// them included.
+func TestVariablesOfCollectedJobs(t *testing.T) {
+	r := newRoom(t)
+	r.gone("u", 30)
+	r.must(r.reap(ctx, "u", allocs.Entry{}, false))
+	if got := strings.Join(r.nomad.take(), "\n"); !strings.Contains(got, "GET vars") {
+		t.Errorf("the Variables were not looked for: %s", got)
+	}
+	// A pod of which nothing was seen costs no request.
+	r.must(r.reap(ctx, "v", allocs.Entry{}, false))
+	r.asked()
+}
+
+// A pod of which nothing could be started is started again by a new job, after
+// the kubelet's back-off for images.
+func TestStartAgain(t *testing.T) {
+	r := newRoom(t)
+	pod := r.pod(func(p *corev1.Pod) { p.Spec.RestartPolicy = corev1.RestartPolicyNever })
+	failed := &api.TaskState{State: "dead", Failed: true, Events: []*api.TaskEvent{
+		{Type: api.TaskDriverFailure, Time: epoch.UnixNano(), DisplayMessage: "Failed to pull `img`: no such host"},
+	}}
+	e := allocs.Entry{Job: podJob(), Allocs: []*api.Allocation{newAlloc("a1", "failed", tasks{"web": failed})}}
+	again, err := r.follow(ctx, pod, e)
+	if err != nil || again != 10*time.Second {
+		t.Errorf("again after %s, %v", again, err)
+	}
+	got := r.read(pod)
+	if w := got.Status.ContainerStatuses[0].State.Waiting; got.Status.Phase != corev1.PodPending || w == nil || w.Reason != "ErrImagePull" {
+		t.Errorf("phase %s, %+v", got.Status.Phase, got.Status.ContainerStatuses[0].State)
+	}
+	r.nomad.take()
+	r.clock.Step(10 * time.Second)
+	if _, err := r.follow(ctx, got, e); err != nil {
+		t.Fatal(err)
+	}
+	if asked := strings.Join(r.nomad.take(), "\n"); !strings.Contains(asked, "purge") {
+		t.Errorf("the job was not replaced: %s", asked)
+	}
+	// The next try fails, too.
+	e.Allocs = []*api.Allocation{newAlloc("a2", "failed", tasks{"web": failed})}
+	if again, err = r.follow(ctx, got, e); err != nil || again != 20*time.Second {
+		t.Errorf("again after %s, %v", again, err)
+	}
+	if w := r.read(pod).Status.ContainerStatuses[0].State.Waiting; w == nil || w.Reason != "ImagePullBackOff" {
+		t.Errorf("%+v", w)
+	}
+	// What has started once is not started again.
+	started := newAlloc("a3", "failed", tasks{"web": ended(5, epoch, epoch.Add(time.Second))})
+	if unstartable(pod, started) {
+		t.Error("a pod that ran would be run again")
 	}
 }

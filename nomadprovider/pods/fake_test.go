@@ -287,7 +287,7 @@ func entry(status string, tasks map[string]*api.TaskState) allocs.Entry {
 }
 
 func newAlloc(id, status string, tasks map[string]*api.TaskState) *api.Allocation {
-	return &api.Allocation{ID: id, Namespace: "default", NodeID: "client", JobID: jobID, ClientStatus: status, DesiredStatus: "run", TaskStates: tasks}
+	return &api.Allocation{ID: id, CreateIndex: 21, Namespace: "default", NodeID: "client", JobID: jobID, ClientStatus: status, DesiredStatus: "run", TaskStates: tasks}
 }
 
 type tasks = map[string]*api.TaskState

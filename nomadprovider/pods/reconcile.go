@@ -197,6 +197,9 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if other := usurper(entry, alloc); other != nil {
 		return 0, c.replaced(ctx, pod, entry, alloc, other)
 	}
+	if alloc != nil && unstartable(pod, alloc) {
+		return c.startAgain(ctx, pod, entry, alloc)
+	}
 	again, err := c.workGates(ctx, pod, entry.Job, alloc)
 	if err != nil {
 		return 0, err

@@ -149,7 +149,7 @@ func TestRun(t *testing.T) {
 	r.nomad.send(api.TopicJob, jobID, 21, map[string]any{"ID": jobID, "Name": "ns/p", "Namespace": "default", "CreateIndex": 20, "ModifyIndex": 21})
 	alloc := func(index uint64, status string, ts *api.TaskState) {
 		r.nomad.send(api.TopicAllocation, "a1", index, map[string]any{
-			"ID": "a1", "JobID": jobID, "ModifyIndex": index, "ClientStatus": status, "DesiredStatus": "run", "TaskStates": tasks{"web": ts},
+			"ID": "a1", "JobID": jobID, "CreateIndex": 22, "ModifyIndex": index, "ClientStatus": status, "DesiredStatus": "run", "TaskStates": tasks{"web": ts},
 		})
 	}
 	alloc(22, "running", running(0, epoch))

@@ -256,6 +256,36 @@ func TestImageThatDoesNotExist(t *testing.T) {
 	awaitNoJob(t, nomad, jobID(cluster, p), 20*time.Second)
 }
 
+// A pod that is not to be restarted is tried again all the same while nothing
+// of it has started.
+func TestImageThatDoesNotExistYet(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	for _, p := range []*corev1.Pod{
+		pod("one", "", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "registry.invalid/nothing:1" }),
+		pod("init", "true", func(p *corev1.Pod) {
+			p.Spec.InitContainers = []corev1.Container{container("i", "true")}
+			p.Spec.InitContainers[0].Image = "registry.invalid/nothing:1"
+		}),
+	} {
+		p = create(t, kube, ns, p)
+		failing := "c"
+		if p.Name == "init" {
+			failing = "i"
+		}
+		p = await(t, kube, p, 90*time.Second, "in back-off after a second try", func(p *corev1.Pod) bool {
+			w := status(p, failing).State.Waiting
+			return w != nil && w.Reason == "ImagePullBackOff"
+		})
+		if p.Status.Phase != corev1.PodPending || status(p, failing).RestartCount != 0 {
+			t.Errorf("%s", describe(p))
+		}
+		remove(t, kube, p, nil)
+		awaitGone(t, kube, p, 20*time.Second)
+		awaitNoJob(t, nomad, jobID(cluster, p), 20*time.Second)
+	}
+}
+
 func TestRefusedFields(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t, kube)
