@@ -52,6 +52,7 @@ func unstartable(pod *corev1.Pod, alloc *api.Allocation) bool {
 func (c *Controller) startAgain(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, alloc *api.Allocation) (time.Duration, error) {
 	var r retry
 	c.with(pod.UID, func(s *podState) {
+		delete(c.starting, pod.UID)
 		if s.retry.alloc != alloc.ID {
 			tries := s.retry.tries + 1
 			// The first pause of the kubelet's image back-off is 10 s already.

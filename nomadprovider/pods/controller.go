@@ -68,6 +68,9 @@ type Controller struct {
 	mu    sync.Mutex
 	state map[types.UID]*podState
 	guard orphanGuard
+	// starting are the pods that were registered and of which nothing has been
+	// told yet.
+	starting map[types.UID]struct{}
 }
 
 // podState is what is remembered of a pod between passes. All of it can be
@@ -107,8 +110,9 @@ func New(o Options) *Controller {
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[types.UID](50*time.Millisecond, 30*time.Second),
 			workqueue.TypedRateLimitingQueueConfig[types.UID]{Name: "pods", Clock: o.Clock}),
-		nodes: map[string]Node{},
-		state: map[types.UID]*podState{},
+		nodes:    map[string]Node{},
+		state:    map[types.UID]*podState{},
+		starting: map[types.UID]struct{}{},
 	}
 	namespaces := map[string]bool{}
 	var list []string
@@ -151,6 +155,7 @@ func (c *Controller) with(uid types.UID, f func(*podState)) {
 func (c *Controller) forget(uid types.UID) {
 	c.mu.Lock()
 	delete(c.state, uid)
+	delete(c.starting, uid)
 	c.mu.Unlock()
 	c.objects.Release(uid)
 	c.queue.Forget(uid)

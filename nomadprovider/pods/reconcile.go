@@ -71,7 +71,10 @@ func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration,
 	if err != nil {
 		return 0, c.refuseOrWait(ctx, pod, err)
 	}
-	c.with(pod.UID, func(s *podState) { s.registered = c.Clock.Now() })
+	c.with(pod.UID, func(s *podState) {
+		s.registered = c.Clock.Now()
+		c.starting[pod.UID] = struct{}{}
+	})
 	resp, _, err := c.Nomad.Jobs().RegisterOpts(result.Job, &api.RegisterOptions{EnforceIndex: true, ModifyIndex: 0},
 		(&api.WriteOptions{Namespace: profile.Namespace}).WithContext(ctx))
 	switch {
@@ -234,29 +237,6 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	}
 	_, err = c.report(ctx, pod, status)
 	return sooner(again, left), err
-}
-
-// startQuiet is how long a pod's start may take before it is told that it
-// starts. Most run by then, even in a burst, and are told so by one patch
-// instead of three.
-const startQuiet = 5 * time.Second
-
-// notYet says how long to keep quiet about a pod that has just been registered
-// and of which there is nothing to say yet.
-func (c *Controller) notYet(pod *corev1.Pod, alloc *api.Allocation, unplaced string) time.Duration {
-	if unplaced != "" || pod.Status.StartTime != nil {
-		return 0
-	}
-	if alloc != nil {
-		for _, ts := range alloc.TaskStates {
-			if !ts.StartedAt.IsZero() || ts.Restarts > 0 || ts.Failed {
-				return 0
-			}
-		}
-	}
-	var registered time.Time
-	c.with(pod.UID, func(s *podState) { registered = s.registered })
-	return max(0, registered.Add(startQuiet).Sub(c.Clock.Now()))
 }
 
 // deadline says how long the pod may still be active (activeDeadlineSeconds),
