@@ -1,0 +1,100 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// startFailure names a failed start in the kubelet's terms.
+func startFailure(c *corev1.Container, e *api.TaskEvent, tries uint64) *corev1.ContainerStateWaiting {
+	msg := eventMessage(e)
+	lower := strings.ToLower(msg)
+	switch {
+	case e.Type == api.TaskArtifactDownloadFailed, strings.Contains(lower, "failed to pull"),
+		strings.Contains(lower, "failed to download image"), strings.Contains(lower, "pull access denied"):
+		if tries > 1 {
+			return &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: fmt.Sprintf("Back-off pulling image %q: %s", c.Image, msg)}
+		}
+		return &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: msg}
+	case e.Type == api.TaskSetupFailure, e.Type == api.TaskFailedValidation, strings.Contains(lower, "failed to parse config"):
+		return &corev1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: msg}
+	case strings.Contains(lower, "failed to create container"):
+		return &corev1.ContainerStateWaiting{Reason: "CreateContainerError", Message: msg}
+	}
+	return &corev1.ContainerStateWaiting{Reason: "RunContainerError", Message: msg}
+}
+
+func eventMessage(e *api.TaskEvent) string {
+	if e.DisplayMessage != "" {
+		return e.DisplayMessage
+	}
+	return e.Message
+}
+
+func lastEvent(ts *api.TaskState, kinds ...string) *api.TaskEvent {
+	for i := len(ts.Events) - 1; i >= 0; i-- {
+		if slices.Contains(kinds, ts.Events[i].Type) {
+			return ts.Events[i]
+		}
+	}
+	return nil
+}
+
+// lastTermination is the last exit that Nomad still has an event of.
+func lastTermination(ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
+	e := lastEvent(ts, api.TaskTerminated)
+	if e == nil {
+		return nil
+	}
+	t := &corev1.ContainerStateTerminated{
+		ExitCode:    ExitCode(e),
+		FinishedAt:  metaTime(time.Unix(0, e.Time)),
+		ContainerID: id,
+	}
+	// The same start that was told while it ran: its event bears another time.
+	if !ts.StartedAt.IsZero() && ts.StartedAt.UnixNano() <= e.Time {
+		t.StartedAt = metaTime(ts.StartedAt)
+	} else if start := startBefore(ts, e.Time); start != nil {
+		t.StartedAt = metaTime(time.Unix(0, start.Time))
+	}
+	switch {
+	case e.Details["oom_killed"] == "true":
+		t.Reason = "OOMKilled"
+	case t.ExitCode == 0:
+		t.Reason = reasonCompleted
+	default:
+		t.Reason = reasonError
+	}
+	return t
+}
+
+func startBefore(ts *api.TaskState, when int64) *api.TaskEvent {
+	for i := len(ts.Events) - 1; i >= 0; i-- {
+		if e := ts.Events[i]; e.Type == api.TaskStarted && e.Time <= when {
+			return e
+		}
+	}
+	return nil
+}
+
+// ExitCode is the exit code that a Terminated event tells.
+func ExitCode(e *api.TaskEvent) int32 {
+	if n, err := strconv.Atoi(e.Details["exit_code"]); err == nil {
+		return int32(n)
+	}
+	return int32(e.ExitCode)
+}
+
+func metaTime(t time.Time) metav1.Time {
+	if t.IsZero() {
+		return metav1.Time{}
+	}
+	return metav1.NewTime(t.Truncate(time.Second))
+}
