@@ -49,8 +49,13 @@ image: ## Build the images nomad-kubelet and nomad-kubelet/companion with docker
 .PHONY: third-party
 third-party: $(DEMO_BINS) ## Build the third-party programs of the demo into bin/
 
+# Two at a time: linking, and a few very large packages, keep only one core busy.
+.PHONY: programs
+programs:
+	@$(MAKE) --no-print-directory -j2 $(DEMO_BINS) build
+
 .PHONY: demo
-demo: $(DEMO_BINS) build ## Start Kubernetes and Nomad on this machine and run the examples
+demo: programs ## Start Kubernetes and Nomad on this machine and run the examples
 	bin/nomad-kubelet dev demo --bin-dir bin
 
 .PHONY: demo-down
@@ -70,11 +75,11 @@ test-unit: ## Run the unit tests
 	$(GO) test -race $(CONCURRENT)
 
 .PHONY: test-e2e
-test-e2e: $(DEMO_BINS) build ## Run the tests on real components
+test-e2e: programs ## Run the tests on real components
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/e2e
 
 .PHONY: bench
-bench: $(DEMO_BINS) build ## Measure nomad-kubelet beside Nomad alone (ten minutes; BENCH_FLAGS=-strict fails on missed goals)
+bench: programs ## Measure nomad-kubelet beside Nomad alone (ten minutes; BENCH_FLAGS=-strict fails on missed goals)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 60m ./test/bench -run '^$$' -bench . $(BENCH_FLAGS)
 
 .PHONY: test
