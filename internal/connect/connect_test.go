@@ -28,7 +28,7 @@ func bare(t *testing.T) {
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "NOMAD_") || strings.HasPrefix(name, "KUBE") {
 			t.Setenv(name, "")
-			_ = os.Unsetenv(name)
+			_ = os.Unsetenv(name) // Setenv above has it restored
 		}
 	}
 }

@@ -216,7 +216,7 @@ func removeGroup(dir string) {
 			removeGroup(filepath.Join(dir, e.Name()))
 		}
 	}
-	_ = unix.Rmdir(dir)
+	_ = unix.Rmdir(dir) // whoever is still in it keeps it
 }
 
 func programRuns(name string) bool {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sort"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
@@ -34,8 +33,6 @@ type Entry struct {
 	Allocs []*api.Allocation
 	// Unplaced says why the last evaluation found no place, until one does.
 	Unplaced string
-	// Moved is when the entry last changed.
-	Moved time.Time
 }
 
 // Cache is safe for concurrent use.
@@ -198,9 +195,6 @@ func (c *Cache) change(uid types.UID, create bool, change func(*Entry) bool) {
 		c.entries[uid] = e
 	}
 	tell := change(e)
-	if tell {
-		e.Moved = time.Now()
-	}
 	c.mu.Unlock()
 	if tell {
 		c.notify(uid)
