@@ -20,6 +20,7 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/kubelet"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/pods"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 )
 
 // workers is how many pods are worked on at once. Each takes at most one
@@ -72,13 +73,14 @@ func (p *Provider) lead(ctx context.Context) error {
 		Clock: clock.RealClock{}, Log: p.Log.Named("pods"), OrphanGuard: p.Config.OrphanGuard.Duration, Workers: workers,
 	})
 
+	exec := taskexec.New(p.Nomad)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { clients.Run(ctx); return nil })
 	for i, n := range nodes {
 		vn := p.Config.VirtualNodes[i]
 		server, err := kubelet.New(kubelet.Options{
 			Node: vn.Name, Config: p.Config.Kubelet, NodeIP: p.NodeIP, Port: p.Config.Kubelet.Port + i,
-			Kube: p.Kube, Nomad: p.Nomad, Namespace: vn.Namespace, Pods: finder{ctrl, vn.Name},
+			Kube: p.Kube, Nomad: p.Nomad, Exec: exec, Namespace: vn.Namespace, Pods: finder{ctrl, vn.Name},
 			List: func() []*corev1.Pod { return ctrl.Pods(vn.Name) }, Runtimes: vn.Runtimes,
 			Log: p.Log.Named("kubelet"),
 		})

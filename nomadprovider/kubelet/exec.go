@@ -17,6 +17,7 @@ import (
 	crirc "k8s.io/kubelet/pkg/cri/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -48,7 +49,7 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	crirc.ServeExec(&hangupWriter{w, cancel}, r.WithContext(ctx), &executor{s: s, allocID: t.allocID, stdin: opts.Stdin, docker: s.driver(t.pod) == "docker"},
+	crirc.ServeExec(&hangupWriter{w, cancel}, r.WithContext(ctx), &executor{s: s, allocID: t.allocID, stdin: opts.Stdin, driver: s.driver(t.pod)},
 		t.pod.Name, t.pod.UID, t.container, command, opts,
 		streamIdle, streamCreation, remotecommandconsts.SupportedStreamingProtocols)
 }
@@ -59,9 +60,8 @@ type executor struct {
 	allocID string
 	// stdin is set when the client sends one; a websocket has a stream for it
 	// in any case.
-	stdin bool
-	// docker is set for containers that Nomad's docker driver runs.
-	docker bool
+	stdin  bool
+	driver string
 }
 
 var _ crirc.Executor = (*executor)(nil)
@@ -75,28 +75,15 @@ func (e *executor) ExecInContainer(ctx context.Context, _ string, _ types.UID, c
 	if in == nil || !e.stdin {
 		in = bytes.NewReader(nil)
 	}
-	task := translate.TaskName(container)
-	// Without a node ID the API client goes by way of its agent instead of
-	// trying the client's own address first, for a second at worst.
-	alloc := &api.Allocation{ID: e.allocID, Namespace: e.s.o.Namespace}
-	resized := sizes(ctx, resize)
-	run := func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
-		q := &api.QueryOptions{Namespace: e.s.o.Namespace}
-		return e.s.o.Nomad.Allocations().Exec(ctx, alloc, task, tty, argv, in, out, errOut, resized, q)
-	}
-	stdout, stderr := &streamWriter{w: out, cancel: cancel}, &streamWriter{w: errOut, cancel: cancel}
-	var code int
-	var err error
-	if e.docker {
-		code, err = e.s.docker.run(ctx, e.allocID+"/"+task, run, cmd, in, stdout, stderr, tty)
-	} else {
-		code, err = run(ctx, cmd, in, stdout, stderr)
-	}
+	code, err := e.s.o.Exec.Run(ctx, taskexec.Command{
+		Namespace: e.s.o.Namespace, AllocID: e.allocID, Task: translate.TaskName(container), Driver: e.driver, Argv: cmd,
+		In: in, Out: &streamWriter{w: out, cancel: cancel}, ErrOut: &streamWriter{w: errOut, cancel: cancel}, TTY: tty, Sizes: sizes(ctx, resize),
+	})
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("the client has left")
 	case err != nil:
-		return fmt.Errorf("exec in task %q of allocation %s: %w", task, e.allocID, err)
+		return err
 	case code != 0:
 		return utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
 	}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -51,6 +52,8 @@ type Options struct {
 	// Kube answers TokenReviews and SubjectAccessReviews.
 	Kube  kubernetes.Interface
 	Nomad *api.Client
+	// Exec runs commands in tasks.
+	Exec *taskexec.Runner
 	// Namespace is the Nomad namespace of the node's jobs.
 	Namespace string
 	Pods      Pods
@@ -63,17 +66,16 @@ type Options struct {
 
 // Server is the kubelet API of one virtual node.
 type Server struct {
-	o      Options
-	auth   *auth
-	docker *dockerExec
-	cert   func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	o    Options
+	auth *auth
+	cert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 }
 
 // New checks the options, loads the certificates and sets up authentication;
 // it fails rather than make a server that lets anybody in.
 func New(o Options) (*Server, error) {
-	if o.Pods == nil || o.Nomad == nil {
-		return nil, errors.New("kubelet API: pods and Nomad are needed")
+	if o.Pods == nil || o.Nomad == nil || o.Exec == nil {
+		return nil, errors.New("kubelet API: pods, Nomad and exec are needed")
 	}
 	a, err := newAuth(o.Kube, o.Node, o.Config.ClientCAFile, o.Log)
 	if err != nil {
@@ -83,7 +85,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubelet API of node %q: %w", o.Node, err)
 	}
-	return &Server{o: o, auth: a, docker: newDockerExec(), cert: cert}, nil
+	return &Server{o: o, auth: a, cert: cert}, nil
 }
 
 // Run listens and serves until ctx ends.

@@ -30,6 +30,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node/nomadtest"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -101,7 +102,7 @@ func reviews(t *testing.T) kubernetes.Interface {
 func serve(t *testing.T, nomad *api.Client, p Pods, change func(*Options)) string {
 	t.Helper()
 	o := Options{
-		Node: "burst", NodeIP: "127.0.0.1", Kube: reviews(t), Nomad: nomad, Namespace: "default", Pods: p,
+		Node: "burst", NodeIP: "127.0.0.1", Kube: reviews(t), Nomad: nomad, Exec: taskexec.New(nomad), Namespace: "default", Pods: p,
 		Runtimes: map[string]translate.Runtime{"": {Driver: "docker"}, "nomad-vm": {Driver: "qemu"}},
 		Log:      hclog.NewNullLogger(),
 	}
@@ -179,7 +180,7 @@ func TestClosedByDefault(t *testing.T) {
 
 func TestNoAuthenticatorNoServer(t *testing.T) {
 	nomad, _ := api.NewClient(api.DefaultConfig())
-	if _, err := New(Options{Node: "burst", Nomad: nomad, Pods: &pods{}, Log: hclog.NewNullLogger()}); err == nil {
+	if _, err := New(Options{Node: "burst", Nomad: nomad, Exec: taskexec.New(nomad), Pods: &pods{}, Log: hclog.NewNullLogger()}); err == nil {
 		t.Error("a server without an API server to ask was made")
 	}
 }
