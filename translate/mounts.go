@@ -184,6 +184,10 @@ func (b *builder) renderFiles(c *container, v *volume) {
 	}
 }
 
+// TerminationLog is the file of a container's last words, in its task's
+// directory.
+const TerminationLog = "local/.k8s/term"
+
 // terminationLog gives the container a file for its last words, which the
 // pods room reads after the container ended. It is rendered empty for every
 // run.
@@ -206,10 +210,10 @@ func (b *builder) terminationLog(c *container) map[string]any {
 	}
 	c.task.Templates = append(c.task.Templates, &api.Template{
 		EmbeddedTmpl: new(`{{ "" }}`),
-		DestPath:     new("local/.k8s/term"),
+		DestPath:     new(TerminationLog),
 		Perms:        new("0666"),
 		Once:         new(true),
 		ChangeMode:   new("noop"),
 	})
-	return bindMount("local/.k8s/term", target, false, "")
+	return bindMount(TerminationLog, target, false, "")
 }

@@ -26,6 +26,8 @@ type Facts struct {
 	// Backoff is the current back-off of a task that waits for its next
 	// start, for the message.
 	Backoff map[string]time.Duration
+	// Messages are the termination messages by task.
+	Messages map[string]Message
 	// Again is set for a pod of which nothing has started and whose job will be
 	// replaced by another; Tries is how many have failed.
 	Again bool
@@ -36,6 +38,12 @@ type Facts struct {
 	// Waiting is the reason and message of a pod that has no job yet, such as
 	// CreateContainerConfigError.
 	Waiting *corev1.ContainerStateWaiting
+}
+
+// Message is what a container left in its termination log when it ended.
+type Message struct {
+	End  int64 // nanoseconds, of Nomad's Terminated event
+	Text string
 }
 
 const (
@@ -197,7 +205,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		}
 	}
 	st.State = v.state(c, ts, st.ContainerID, init)
-	last := lastTermination(ts, st.ContainerID)
+	last := v.termination(c, ts, st.ContainerID)
 	switch {
 	case st.State.Terminated != nil:
 		// The restart is Nomad's; until it happens the count is the kubelet's.
@@ -206,6 +214,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		}
 		keepTermination(&st, prev)
 	case last != nil:
+		keepMessage(last, prev)
 		st.LastTerminationState = corev1.ContainerState{Terminated: last}
 	case prev.State.Terminated != nil:
 		st.LastTerminationState = prev.State
@@ -247,6 +256,16 @@ func keepTermination(st *corev1.ContainerStatus, prev corev1.ContainerStatus) {
 	}
 }
 
+// keepMessage keeps the message that was told of the same end: it is read but
+// once.
+func keepMessage(t *corev1.ContainerStateTerminated, prev corev1.ContainerStatus) {
+	for _, was := range []*corev1.ContainerStateTerminated{prev.State.Terminated, prev.LastTerminationState.Terminated} {
+		if t.Message == "" && was != nil && was.FinishedAt.Equal(&t.FinishedAt) && was.ContainerID == t.ContainerID {
+			t.Message = was.Message
+		}
+	}
+}
+
 func (v *view) notStarted(init bool) *corev1.ContainerStateWaiting {
 	if v.facts.Waiting != nil {
 		return v.facts.Waiting.DeepCopy()
@@ -268,11 +287,11 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 	case taskRunning:
 		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metaTime(ts.StartedAt)}}
 	case taskDead:
-		return corev1.ContainerState{Terminated: v.ended(ts, id)}
+		return corev1.ContainerState{Terminated: v.ended(c, ts, id)}
 	}
 	// pending: not started yet, between two runs, or over for good.
 	failure := lastEvent(ts, append([]string{api.TaskTerminated}, startFailures...)...)
-	if t := lastTermination(ts, id); t != nil && failure.Type == api.TaskTerminated {
+	if t := v.termination(c, ts, id); t != nil && failure.Type == api.TaskTerminated {
 		if !RestartsAfter(v.pod, c, init, t.ExitCode) || v.ends(TaskName(c.Name), ts) <= 1 {
 			return corev1.ContainerState{Terminated: t}
 		}
@@ -286,8 +305,8 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 }
 
 // ended describes a task that Nomad will not start again.
-func (v *view) ended(ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
-	if t := lastTermination(ts, id); t != nil {
+func (v *view) ended(c *corev1.Container, ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
+	if t := v.termination(c, ts, id); t != nil {
 		return t
 	}
 	t := &corev1.ContainerStateTerminated{

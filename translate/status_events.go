@@ -47,9 +47,13 @@ func lastEvent(ts *api.TaskState, kinds ...string) *api.TaskEvent {
 	return nil
 }
 
-// lastTermination is the last exit that Nomad still has an event of.
-func lastTermination(ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
-	e := lastEvent(ts, api.TaskTerminated)
+// LastEnd is the event of the task's last exit that Nomad still has, nil for
+// none.
+func LastEnd(ts *api.TaskState) *api.TaskEvent { return lastEvent(ts, api.TaskTerminated) }
+
+// termination is the last exit of a container as the kubelet tells it.
+func (v *view) termination(c *corev1.Container, ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
+	e := LastEnd(ts)
 	if e == nil {
 		return nil
 	}
@@ -63,6 +67,9 @@ func lastTermination(ts *api.TaskState, id string) *corev1.ContainerStateTermina
 		t.StartedAt = metaTime(ts.StartedAt)
 	} else if start := startBefore(ts, e.Time); start != nil {
 		t.StartedAt = metaTime(time.Unix(0, start.Time))
+	}
+	if m := v.facts.Messages[TaskName(c.Name)]; m.End == e.Time {
+		t.Message = m.Text
 	}
 	switch {
 	case e.Details["oom_killed"] == "true":

@@ -87,6 +87,8 @@ type podState struct {
 	// startFailures and crashes are kept by task.
 	startFailures map[string]uint64
 	crashes       map[string]*crash
+	// messages are the last words of each task's last run.
+	messages map[string]translate.Message
 	// projected says that the Variable was written by this process, from items;
 	// refresh is when a token in it wants replacing.
 	projected bool
@@ -146,7 +148,7 @@ func (c *Controller) with(uid types.UID, f func(*podState)) {
 	defer c.mu.Unlock()
 	s := c.state[uid]
 	if s == nil {
-		s = &podState{gates: map[string]string{}, startFailures: map[string]uint64{}, crashes: map[string]*crash{}}
+		s = &podState{gates: map[string]string{}, startFailures: map[string]uint64{}, crashes: map[string]*crash{}, messages: map[string]translate.Message{}}
 		c.state[uid] = s
 	}
 	f(s)

@@ -33,6 +33,7 @@ func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry alloc
 	if alloc == nil {
 		return c.terminateUnplaced(ctx, pod, entry)
 	}
+	c.readMessages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
 	if len(live(entry)) == 0 {
 		return 0, c.bury(ctx, pod, translate.Final(pod, status, c.facts(pod, alloc, "", nil)))

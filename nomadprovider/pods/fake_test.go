@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +38,7 @@ type nomad struct {
 	vars    map[string]string // gates by path
 	items   map[string]api.VariableItems
 	jobs    map[string]bool
+	files   map[string]string // of allocations, by path or task/stream
 	events  chan string
 }
 
@@ -46,7 +48,7 @@ type answer struct {
 }
 
 func newNomad(t *testing.T) *nomad {
-	n := &nomad{answers: map[string]answer{}, vars: map[string]string{}, items: map[string]api.VariableItems{}, jobs: map[string]bool{}, events: make(chan string, 100)}
+	n := &nomad{answers: map[string]answer{}, vars: map[string]string{}, items: map[string]api.VariableItems{}, jobs: map[string]bool{}, files: map[string]string{}, events: make(chan string, 100)}
 	n.Server = httptest.NewServer(n)
 	t.Cleanup(func() { n.CloseClientConnections(); n.Close() })
 	return n
@@ -55,6 +57,10 @@ func newNomad(t *testing.T) *nomad {
 func (n *nomad) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/v1/event/stream" {
 		n.stream(w, r)
+		return
+	}
+	if strings.HasPrefix(r.URL.Path, "/v1/client/fs/") {
+		n.file(w, r)
 		return
 	}
 	body, _ := io.ReadAll(r.Body)
@@ -106,6 +112,26 @@ func (n *nomad) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if out != nil {
 		_ = json.NewEncoder(w).Encode(out)
 	}
+}
+
+// file answers a read of an allocation's files; it is not recorded.
+func (n *nomad) file(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	name := q.Get("path")
+	if name == "" {
+		name = q.Get("task") + "/" + q.Get("type")
+	}
+	n.mu.Lock()
+	data, ok := n.files[name]
+	n.mu.Unlock()
+	if !ok {
+		http.Error(w, "no such file or directory", http.StatusInternalServerError)
+		return
+	}
+	if n, err := strconv.Atoi(q.Get("offset")); err == nil && q.Get("origin") == "end" {
+		data = data[max(0, len(data)-n):]
+	}
+	_, _ = io.WriteString(w, data)
 }
 
 func signal(body []byte) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -21,7 +22,7 @@ import (
 func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced string, waiting *corev1.ContainerStateWaiting) translate.Facts {
 	f := translate.Facts{
 		Now: c.Clock.Now(), Unplaced: unplaced, Waiting: waiting,
-		StartFailures: map[string]uint64{}, Backoff: map[string]time.Duration{},
+		StartFailures: map[string]uint64{}, Backoff: map[string]time.Duration{}, Messages: map[string]translate.Message{},
 	}
 	if alloc == nil {
 		return f
@@ -31,6 +32,7 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 		f.HostNetwork = n.Profile().Network == translate.NetworkHost
 	}
 	c.with(pod.UID, func(s *podState) {
+		maps.Copy(f.Messages, s.messages)
 		for task, ts := range alloc.TaskStates {
 			if _, known := s.startFailures[task]; ts.StartedAt.IsZero() {
 				s.startFailures[task] = ts.Restarts

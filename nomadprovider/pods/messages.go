@@ -1,0 +1,120 @@
+package pods
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// The kubelet's bounds of a termination message (pkg/kubelet/container/runtime.go,
+// MaxContainerTerminationMessage...): of the file, and of the log in its place.
+const (
+	messageBytes    = 4096
+	messageLogBytes = 2048
+	messageLogLines = 80
+)
+
+// readMessages reads the last words of the containers that have ended since
+// the last look, before the next run empties the file.
+func (c *Controller) readMessages(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) {
+	if alloc == nil || !dockerShaped(c.driver(pod)) {
+		return
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			task := translate.TaskName(list[i].Name)
+			ts := alloc.TaskStates[task]
+			if ts == nil {
+				continue
+			}
+			end := translate.LastEnd(ts)
+			if end == nil || ts.StartedAt.UnixNano() > end.Time {
+				continue // it runs again
+			}
+			var known bool
+			c.with(pod.UID, func(s *podState) { known = s.messages[task].End == end.Time })
+			if known {
+				continue
+			}
+			text, err := c.message(ctx, &list[i], alloc, task, translate.ExitCode(end) != 0)
+			if err != nil {
+				c.Log.Debug("the termination message of a container", "pod", pod.UID, "container", list[i].Name, "error", err)
+				continue // the next pass tries again
+			}
+			c.with(pod.UID, func(s *podState) { s.messages[task] = translate.Message{End: end.Time, Text: text} })
+		}
+	}
+}
+
+// message is the container's termination message by its policy.
+func (c *Controller) message(ctx context.Context, ct *corev1.Container, alloc *api.Allocation, task string, failed bool) (string, error) {
+	text, err := c.readFile(ctx, alloc, "/v1/client/fs/readat/", map[string]string{
+		"path": path.Join(task, translate.TerminationLog), "offset": "0", "limit": strconv.Itoa(messageBytes),
+	}, messageBytes)
+	if err != nil || len(text) > 0 || !failed || ct.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+		return string(text), err
+	}
+	var all []byte
+	for _, kind := range []string{"stdout", "stderr"} {
+		tail, err := c.readFile(ctx, alloc, "/v1/client/fs/logs/", map[string]string{
+			"task": task, "type": kind, "origin": "end", "offset": strconv.Itoa(messageLogBytes), "plain": "true",
+		}, messageLogBytes)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, tail...)
+	}
+	return lastLines(all), nil
+}
+
+// readFile reads a part of the allocation's files; what does not exist is empty.
+func (c *Controller) readFile(ctx context.Context, alloc *api.Allocation, endpoint string, params map[string]string, limit int64) ([]byte, error) {
+	r, err := c.Nomad.Raw().Response(endpoint+url.PathEscape(alloc.ID), (&api.QueryOptions{Namespace: alloc.Namespace, Params: params}).WithContext(ctx))
+	if err != nil {
+		var u api.UnexpectedResponseError
+		if errors.As(err, &u) && (u.StatusCode() == http.StatusNotFound || strings.Contains(u.Body(), "no such file")) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(io.LimitReader(r, limit))
+}
+
+// lastLines bounds what is taken of a log.
+func lastLines(log []byte) string {
+	if over := len(log) - messageLogBytes; over > 0 {
+		log = log[over:]
+	}
+	lines := bytes.SplitAfter(log, []byte("\n"))
+	if n := len(lines); n > 0 && len(lines[n-1]) == 0 {
+		lines = lines[:n-1]
+	}
+	return string(bytes.Join(lines[max(0, len(lines)-messageLogLines):], nil))
+}
+
+// driver is the Nomad driver of the pod's containers.
+func (c *Controller) driver(pod *corev1.Pod) string {
+	class := ""
+	if pod.Spec.RuntimeClassName != nil {
+		class = *pod.Spec.RuntimeClassName
+	}
+	n := c.nodes[pod.Spec.NodeName]
+	if n == nil {
+		return ""
+	}
+	return n.Profile().Runtimes[class].Driver
+}
+
+func dockerShaped(driver string) bool { return driver == "docker" || driver == "podman" }

@@ -1,0 +1,68 @@
+package pods
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+const termFile = "web/" + translate.TerminationLog
+
+// The message is read once for each end, told, and kept when the container runs
+// again and when this process starts anew.
+func TestTerminationMessage(t *testing.T) {
+	r := newRoom(t)
+	pod := r.pod(nil)
+	r.nomad.files[termFile] = "out of cheese\n"
+	at := epoch.Add(second)
+	r.follows(pod, entry("pending", tasks{"web": crashed(1, 1, epoch, at)}))
+	if got := r.read(pod).Status.ContainerStatuses[0].State.Terminated; got == nil || got.Message != "out of cheese\n" {
+		t.Fatalf("state %+v", got)
+	}
+	// The next run has emptied the file.
+	r.nomad.files[termFile] = ""
+	again := running(1, at.Add(second))
+	again.Events = crashed(1, 1, epoch, at).Events
+	for range 2 {
+		r.follows(pod, entry("running", tasks{"web": again}))
+		if got := r.read(pod).Status.ContainerStatuses[0].LastTerminationState.Terminated; got == nil || got.Message != "out of cheese\n" {
+			t.Errorf("last state %+v", got)
+		}
+		r.restart()
+	}
+}
+
+func TestTerminationMessageFromLogs(t *testing.T) {
+	long := strings.Repeat("0123456789\n", 400)
+	for name, tc := range map[string]struct {
+		policy         corev1.TerminationMessagePolicy
+		code           int
+		file, out, err string
+		want           string
+	}{
+		"file":               {policy: corev1.TerminationMessageFallbackToLogsOnError, code: 1, file: "f", out: "o", want: "f"},
+		"no file":            {policy: corev1.TerminationMessageReadFile, code: 1, out: "o"},
+		"log":                {policy: corev1.TerminationMessageFallbackToLogsOnError, code: 1, out: "o", want: "o"},
+		"both streams":       {policy: corev1.TerminationMessageFallbackToLogsOnError, code: 1, out: "o\n", err: "e\n", want: "o\ne\n"},
+		"not after success":  {policy: corev1.TerminationMessageFallbackToLogsOnError, code: 0, out: "o"},
+		"80 lines, 2048 B":   {policy: corev1.TerminationMessageFallbackToLogsOnError, code: 1, err: long, want: long[len(long)-80*11:]},
+		"4096 B of the file": {policy: corev1.TerminationMessageReadFile, code: 1, file: strings.Repeat("x", 5000), want: strings.Repeat("x", 4096)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t)
+			pod := r.pod(func(p *corev1.Pod) {
+				p.Spec.RestartPolicy = corev1.RestartPolicyNever
+				p.Spec.Containers[0].TerminationMessagePolicy = tc.policy
+			})
+			r.nomad.files[termFile], r.nomad.files["web/stdout"], r.nomad.files["web/stderr"] = tc.file, tc.out, tc.err
+			r.follows(pod, entry("complete", tasks{"web": ended(tc.code, epoch, epoch.Add(time.Minute))}))
+			if got := r.read(pod).Status.ContainerStatuses[0].State.Terminated.Message; got != tc.want {
+				t.Errorf("message of %d bytes %q, want %d", len(got), truncate(got, 30), len(tc.want))
+			}
+		})
+	}
+}
