@@ -68,12 +68,12 @@ func (p *Provider) lead(ctx context.Context) error {
 		})
 		views[i] = view{nodes[i], clients}
 	}
+	exec := taskexec.New(p.Nomad)
 	ctrl := pods.New(pods.Options{
-		Kube: p.Kube, Nomad: p.Nomad, Cluster: p.Cluster, Nodes: views, Recorder: recorder,
+		Kube: p.Kube, Nomad: p.Nomad, Exec: exec, Cluster: p.Cluster, Nodes: views, Recorder: recorder,
 		Clock: clock.RealClock{}, Log: p.Log.Named("pods"), OrphanGuard: p.Config.OrphanGuard.Duration, Workers: workers,
 	})
 
-	exec := taskexec.New(p.Nomad)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { clients.Run(ctx); return nil })
 	for i, n := range nodes {

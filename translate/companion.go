@@ -1,10 +1,15 @@
 package translate
 
 import (
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
 )
+
+// CompanionTask writes the pod's volumes. Its name can be no container's.
+const CompanionTask = "pod.companion"
 
 // PowerTask presses a VM's power button when the pod is stopped. Its name can
 // be no container's.
@@ -13,8 +18,124 @@ const PowerTask = "vm.power"
 // companionMemoryMB is what Nomad takes at least, and some.
 const companionMemoryMB = 32
 
+// needsCompanion says whether something has to be written into the pod's
+// volumes that a template cannot: keys that come and go, several files at once,
+// more than a Variable holds, directories with another owner or mode.
+func (b *builder) needsCompanion() bool {
+	if !b.dockerShaped() || b.in.Node.CompanionImage == "" {
+		return false
+	}
+	empty := 0
+	for i := range b.pod.Spec.Volumes {
+		v := &b.pod.Spec.Volumes[i]
+		mounts := b.mountsOf(v.Name)
+		if len(mounts) == 0 {
+			continue
+		}
+		if written(v) {
+			return true
+		}
+		if v.EmptyDir == nil {
+			continue
+		}
+		empty++
+		sub := slices.ContainsFunc(mounts, func(m corev1.VolumeMount) bool { return m.SubPath != "" || m.SubPathExpr != "" })
+		if b.fsGroup() != nil || b.nonRoot() && (sub || empty > len(openDirs)) {
+			return true
+		}
+	}
+	return false
+}
+
+// written says whether the companion writes the volume: those of ConfigMaps and
+// Secrets, but not the one of the API's credentials that admission gives to
+// every pod, which names its keys and is small.
+func written(v *corev1.Volume) bool {
+	if v.ConfigMap != nil || v.Secret != nil {
+		return true
+	}
+	if v.Projected == nil {
+		return false
+	}
+	for _, s := range v.Projected.Sources {
+		if s.Secret != nil || s.ConfigMap != nil && (s.ConfigMap.Name != "kube-root-ca.crt" || len(s.ConfigMap.Items) == 0) {
+			return true
+		}
+	}
+	return false
+}
+
+// files is what the companion is to write; it hangs on the pod and the objects'
+// keys alone.
+func (b *builder) files() *Files {
+	if !b.companion {
+		return nil
+	}
+	f := &Files{Items: b.fileItems.list}
+	gid := b.fsGroup()
+	for i := range b.pod.Spec.Volumes {
+		v := b.volumes[b.pod.Spec.Volumes[i].Name]
+		switch {
+		case !v.companion:
+		case v.EmptyDir != nil:
+			dir := Dir{Path: v.at, GID: gid, Mode: 0o777}
+			if gid != nil {
+				dir.Mode |= 0o2000 // setgid, as the kubelet's SetVolumeOwnership
+			}
+			f.Dirs = append(f.Dirs, dir)
+			for _, sub := range v.dirs {
+				dir.Path = v.at + "/" + sub
+				f.Dirs = append(f.Dirs, dir)
+			}
+		default:
+			vol := FileVolume{Path: v.at, GID: gid, Files: make([]VolumeFile, 0, len(v.files))}
+			for _, file := range v.files {
+				if gid != nil {
+					file.mode |= 0o440
+				}
+				vol.Files = append(vol.Files, VolumeFile{Path: file.path, Item: file.item, Data: file.data, Mode: file.mode & 0o777})
+			}
+			f.Volumes = append(f.Volumes, vol)
+		}
+	}
+	return f
+}
+
+// forever restarts a companion's task: it never fails, or it would take the pod
+// with it.
+func forever() *api.RestartPolicy {
+	return &api.RestartPolicy{
+		Attempts: new(100000), Delay: new(5 * time.Second), Interval: new(2000000 * time.Second), Mode: new(api.RestartPolicyModeDelay),
+	}
+}
+
+// filesTask adds the companion's task. It does nothing by itself: the pods room
+// runs its commands. A pod's containers wait for it behind their gates.
+func (b *builder) filesTask() {
+	b.group.Tasks = append(b.group.Tasks, &api.Task{
+		Name:          CompanionTask,
+		Driver:        driverDocker,
+		User:          "0:0",
+		KillTimeout:   new(time.Second),
+		Lifecycle:     &api.TaskLifecycle{Hook: api.TaskLifecycleHookPrestart, Sidecar: true},
+		LogConfig:     &api.LogConfig{MaxFiles: new(1), MaxFileSizeMB: new(1), Disabled: new(true)},
+		Resources:     &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)},
+		RestartPolicy: forever(),
+		Config: map[string]any{
+			"image":           b.in.Node.CompanionImage,
+			"args":            []string{"serve"},
+			"cap_drop":        []string{"all"},
+			"cap_add":         []string{"chown", "dac_override", "fowner", "fsetid"},
+			"readonly_rootfs": true,
+		},
+	})
+}
+
 // companions adds the tasks that run beside the pod's containers.
 func (b *builder) companions() {
+	if b.companion {
+		b.filesTask()
+	}
 	if b.row.Driver != driverQemu || len(b.group.Tasks) != 1 {
 		return
 	}
@@ -26,14 +147,12 @@ func (b *builder) companions() {
 	// A main task, so that it is told to stop at the same time as the VM, not
 	// after it. It never fails, or it would take the VM with it.
 	b.group.Tasks = append(b.group.Tasks, &api.Task{
-		Name:        PowerTask,
-		Driver:      driverDocker,
-		KillTimeout: vm.KillTimeout,
-		LogConfig:   vm.LogConfig,
-		Resources:   &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)},
-		RestartPolicy: &api.RestartPolicy{
-			Attempts: new(100000), Delay: new(15 * time.Second), Interval: new(2000000 * time.Second), Mode: new(api.RestartPolicyModeDelay),
-		},
+		Name:          PowerTask,
+		Driver:        driverDocker,
+		KillTimeout:   vm.KillTimeout,
+		LogConfig:     vm.LogConfig,
+		Resources:     &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)},
+		RestartPolicy: forever(),
 		Config: map[string]any{
 			"image":           b.in.Node.CompanionImage,
 			"args":            []string{"vm-power", "/vm/qm.sock"},

@@ -65,7 +65,9 @@ func (b *builder) restart(c *container) {
 	switch {
 	case never && alone:
 		c.task.RestartPolicy = &api.RestartPolicy{Attempts: new(0), Mode: new(api.RestartPolicyModeFail)}
-		return
+		if !b.companion {
+			return
+		}
 	case never:
 		// The delay alone would run the task again when the client's agent
 		// restarts, hence the gate.
@@ -111,7 +113,7 @@ func (b *builder) gate(c *container) {
 	hold := fmt.Sprintf(`{{ with nomadVar %q }}{{ if eq .%s.Value %q }}{{ with nomadVar %q }}{{ end }}{{ end }}{{ end }}`,
 		path, GateItem, GateHold, ghost)
 	data := fmt.Sprintf(`{{ if nomadVarExists %q }}%s{{ end }}`, path, hold)
-	if c.init && !c.first {
+	if c.init && !c.first || b.companion && (c.init || len(b.pod.Spec.InitContainers) == 0) {
 		// Without the guard the task waits for its gate to exist.
 		data = hold
 		b.closed = append(b.closed, c.task.Name)

@@ -122,7 +122,7 @@ func render(t *testing.T, pod *corev1.Pod, in Inputs) map[string]string {
 		out["notes.txt"] += n.Field + ": " + n.Message + "\n"
 	}
 	if len(res.Items) > 0 || len(res.ClosedGates) > 0 {
-		data, err := yaml.Marshal(prune(t, map[string]any{"items": res.Items, "closedGates": res.ClosedGates}))
+		data, err := yaml.Marshal(prune(t, map[string]any{"items": res.Items, "files": res.Files, "closedGates": res.ClosedGates}))
 		if err != nil {
 			t.Fatal(err)
 		}

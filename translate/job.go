@@ -20,7 +20,8 @@ type builder struct {
 	row   Runtime
 	job   *api.Job
 	group *api.TaskGroup
-	items items
+	// items go into the job's Variable, fileItems to the companion.
+	items, fileItems items
 
 	closed   []string
 	notes    []Note
@@ -28,6 +29,8 @@ type builder struct {
 	missing  []string
 
 	volumes map[string]*volume
+	// companion says that the pod has one that writes its volumes.
+	companion bool
 	// needPort asks for a port whose only use is that Nomad then tells tasks
 	// the address of the allocation.
 	needPort bool
@@ -55,7 +58,7 @@ type container struct {
 // pod waits for ConfigMaps or Secrets.
 func Job(pod *corev1.Pod, in Inputs) (*Result, error) {
 	b := &builder{pod: pod, in: in}
-	b.items.keys = map[string]string{}
+	b.items.keys, b.fileItems.keys = map[string]string{}, map[string]string{}
 	b.runtime()
 	b.shape()
 	b.podRefusals()
@@ -78,7 +81,7 @@ func (b *builder) result() (*Result, error) {
 	if len(b.missing) > 0 {
 		return nil, &MissingError{Messages: b.missing}
 	}
-	return &Result{Job: b.job, Items: b.items.list, ClosedGates: b.closed, Notes: b.notes}, nil
+	return &Result{Job: b.job, Items: b.items.list, Files: b.files(), ClosedGates: b.closed, Notes: b.notes}, nil
 }
 
 func (b *builder) refuse(field, format string, args ...any) {

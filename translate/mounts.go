@@ -35,7 +35,7 @@ func (b *builder) mounts(c *container) {
 			mounts = append(mounts, tmpfsMount(v, target))
 			continue
 		}
-		if !rendered[v.Name] {
+		if !rendered[v.Name] && !v.companion {
 			rendered[v.Name] = true
 			b.renderFiles(c, v)
 		}
@@ -104,10 +104,17 @@ func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, fi
 		b.refuse(field+".subPath", "%q must be relative and without '..'", sub)
 		return "", false
 	}
+	sub = path.Clean(sub)
+	if v.companion {
+		if v.EmptyDir != nil && !slices.Contains(v.dirs, sub) {
+			v.dirs = append(v.dirs, sub)
+		}
+		return v.source + "/" + sub, true
+	}
 	if v.EmptyDir != nil && b.nonRoot() && !strings.Contains(v.source, ":") {
 		b.note(field+".subPath", "the directory is created for root alone if it is not there")
 	}
-	return v.source + "/" + path.Clean(sub), true
+	return v.source + "/" + sub, true
 }
 
 // propagation returns Docker's word for a mount propagation, "" for none.
@@ -174,14 +181,22 @@ func (b *builder) renderFiles(c *container, v *volume) {
 			Wait:         quickly(),
 		}
 		mode := f.mode
-		if s := b.pod.Spec.SecurityContext; s != nil && s.FSGroup != nil && *s.FSGroup >= 0 && *s.FSGroup <= maxID {
+		if gid := b.fsGroup(); gid != nil {
 			// What the kubelet does with read-only volumes of a pod with fsGroup.
 			mode |= 0o440
-			t.Gid = new(int(*s.FSGroup))
+			t.Gid = new(int(*gid))
 		}
 		t.Perms = new(perms(mode))
 		c.task.Templates = append(c.task.Templates, t)
 	}
+}
+
+// fsGroup is the group that volumes are given to, nil for none.
+func (b *builder) fsGroup() *int64 {
+	if s := b.pod.Spec.SecurityContext; s != nil && s.FSGroup != nil && *s.FSGroup >= 0 && *s.FSGroup <= maxID {
+		return s.FSGroup
+	}
+	return nil
 }
 
 // TerminationLog is the file of a container's last words, in its task's

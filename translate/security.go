@@ -280,8 +280,8 @@ func (b *builder) podSecurity() {
 	if s == nil {
 		return
 	}
-	if s.FSGroup != nil {
-		b.note("spec.securityContext.fsGroup", "processes have the group; files of volumes other than projected ones are not given to it")
+	if s.FSGroup != nil && b.in.Node.CompanionImage == "" {
+		b.note("spec.securityContext.fsGroup", "emptyDir volumes are not given to the group: set virtualNodes[].companionImage")
 	}
 	if s.SupplementalGroupsPolicy != nil && *s.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict {
 		b.refuse("spec.securityContext.supplementalGroupsPolicy", "Docker adds the image's groups: Strict is not there")

@@ -196,11 +196,45 @@ type Result struct {
 	// Items fill the Variable [VariablePath]; empty when the pod projects
 	// nothing.
 	Items []Item
+	// Files is what the companion writes, nil for a pod that has none.
+	Files *Files
 	// ClosedGates names the tasks whose gate is closed until the pods room
 	// opens it, in the order in which they are to start: the init containers
-	// after the first.
+	// after the first, and whatever would start before the companion has
+	// written the pod's files.
 	ClosedGates []string
 	Notes       []Note
+}
+
+// Files is what the companion writes before the containers start, and again
+// when an object changes. Paths are the companion's own.
+type Files struct {
+	Volumes []FileVolume
+	Dirs    []Dir
+	// Items are the sources of the files' contents.
+	Items []Item
+}
+
+// FileVolume is a directory whose files change at once.
+type FileVolume struct {
+	Path  string
+	GID   *int64 // that owns it, root's without
+	Files []VolumeFile
+}
+
+// VolumeFile holds an item's value, or Data when Item is empty.
+type VolumeFile struct {
+	Path string
+	Item string // key of an item
+	Data string
+	Mode int32
+}
+
+// Dir is a directory for the containers to write in.
+type Dir struct {
+	Path string
+	GID  *int64
+	Mode uint32
 }
 
 // Refusal names a field that this virtual node cannot carry, why, and the

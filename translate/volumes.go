@@ -18,6 +18,14 @@ type volume struct {
 	source string
 	// files are rendered into source, once for every task that mounts it.
 	files []file
+	// items takes the values of the files: the job's Variable, or what is handed
+	// to the companion.
+	items *items
+	// companion volumes are written by the companion; at is where it sees them.
+	companion bool
+	at        string
+	// dirs are the directories of sub-paths that the companion makes.
+	dirs []string
 	// readOnly volumes cannot be written, whatever the mount says.
 	readOnly bool
 	// mustExist is set for host paths that are not to be created.
@@ -41,9 +49,10 @@ var openDirs = []string{"../alloc/data", "../alloc/tmp"}
 // collectVolumes decides for each of the pod's volumes where it lies.
 func (b *builder) collectVolumes() {
 	b.volumes = map[string]*volume{}
+	b.companion = b.needsCompanion()
 	open := slices.Clone(openDirs)
 	for i := range b.pod.Spec.Volumes {
-		v := &volume{Volume: &b.pod.Spec.Volumes[i]}
+		v := &volume{Volume: &b.pod.Spec.Volumes[i], items: &b.items}
 		v.field = "spec.volumes[" + v.Name + "]"
 		b.volumes[v.Name] = v
 		if b.row.Driver == driverQemu {
@@ -108,13 +117,18 @@ func (b *builder) emptyDir(v *volume, open []string) []string {
 	if len(mounts) == 0 {
 		return open
 	}
+	if b.companion {
+		v.companion, v.at = true, "/alloc/k8s/"+v.Name
+		v.source = ".." + v.at
+		return open
+	}
 	if len(open) > 0 {
 		v.source = open[0]
 		return open[1:]
 	}
 	v.source = "../alloc/k8s/" + v.Name
 	if b.nonRoot() {
-		b.note(v.field+".emptyDir", "only root can write: two emptyDir volumes of a pod are writable for all users, this is one more")
+		b.note(v.field+".emptyDir", "only root can write: two emptyDir volumes of a pod are writable for all users, this is one more (set virtualNodes[].companionImage)")
 	}
 	return open
 }
@@ -186,6 +200,9 @@ func under(clean string, dirs []string) bool {
 // projectedVolume lists the files of a volume made from objects.
 func (b *builder) projectedVolume(v *volume) {
 	v.readOnly = true
+	if v.companion = b.companion && written(v.Volume); v.companion {
+		v.items = &b.fileItems
+	}
 	secret := false
 	switch s := &v.VolumeSource; {
 	case s.ConfigMap != nil:
@@ -204,6 +221,9 @@ func (b *builder) projectedVolume(v *volume) {
 		dir = "secrets/vol/"
 	}
 	v.source = dir + v.Name
+	if v.companion {
+		v.at, v.source = "/"+v.source, "../"+CompanionTask+"/"+v.source
+	}
 	// Later sources win over earlier ones at the same path.
 	byPath := map[string]file{}
 	for _, f := range v.files {
@@ -235,7 +255,7 @@ func (b *builder) sources(v *volume, p *corev1.ProjectedVolumeSource) (secret bo
 			if t.ExpirationSeconds != nil {
 				seconds = *t.ExpirationSeconds
 			}
-			b.addFile(v, t.Path, file{item: b.items.add(Item{Token: &TokenRef{Audience: t.Audience, ExpirationSeconds: seconds}}), mode: mode})
+			b.addFile(v, t.Path, file{item: v.items.add(Item{Token: &TokenRef{Audience: t.Audience, ExpirationSeconds: seconds}}), mode: mode})
 		case s.ClusterTrustBundle != nil:
 			b.refuse(v.field+".projected.sources.clusterTrustBundle", "cluster trust bundles are not there yet")
 		case s.PodCertificate != nil:
@@ -253,7 +273,7 @@ func (b *builder) objectFiles(v *volume, kind objectKind, name string, list []co
 			b.note(v.field, "the keys of %s %q are not known here, so its files are left out", kind, name)
 		}
 		for _, k := range keys {
-			b.addFile(v, k, file{item: b.items.add(kind.item(name, k, true)), mode: mode})
+			b.addFile(v, k, file{item: v.items.add(kind.item(name, k, true)), mode: mode})
 		}
 		return
 	}
@@ -274,7 +294,7 @@ func (b *builder) objectFiles(v *volume, kind objectKind, name string, list []co
 		if i.Mode != nil {
 			m = *i.Mode
 		}
-		b.addFile(v, i.Path, file{item: b.items.add(kind.item(name, i.Key, optional)), mode: m})
+		b.addFile(v, i.Path, file{item: v.items.add(kind.item(name, i.Key, optional)), mode: m})
 	}
 }
 
@@ -288,7 +308,7 @@ func (b *builder) downwardFiles(v *volume, list []corev1.DownwardAPIVolumeFile, 
 		field := v.field + ".downwardAPI.items[" + d.Path + "]"
 		switch {
 		case d.FieldRef != nil && volumeField(d.FieldRef.FieldPath):
-			f.item = b.items.add(Item{Field: d.FieldRef.FieldPath})
+			f.item = v.items.add(Item{Field: d.FieldRef.FieldPath})
 		case d.FieldRef != nil:
 			b.refuse(field, "field label not supported: %s", d.FieldRef.FieldPath)
 			continue

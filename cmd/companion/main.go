@@ -8,23 +8,49 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
 )
 
-const usage = `usage: companion vm-power SOCKET
-  on SIGTERM, press the power button of the VM whose qemu monitor is SOCKET, and wait until it is off
+const usage = `usage: companion COMMAND
+  serve            wait for SIGTERM; other commands are run beside it
+  files            read a list of files from standard input and write them
+  vm-power SOCKET  on SIGTERM, press the power button of the VM whose qemu
+                   monitor is SOCKET, and wait until it is off
 `
 
 func main() {
-	if len(os.Args) != 3 || os.Args[1] != "vm-power" {
+	stop, release := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer release()
+	var err error
+	switch args := os.Args[1:]; {
+	case len(args) == 1 && args[0] == "serve":
+		<-stop.Done()
+	case len(args) == 1 && args[0] == "files":
+		files()
+	case len(args) == 2 && args[0] == "vm-power":
+		err = companion.PowerButton(context.Background(), stop.Done(), args[1])
+	default:
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	}
-	stop, release := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer release()
-	if err := companion.PowerButton(context.Background(), stop.Done(), os.Args[2]); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "companion:", err)
 		os.Exit(1)
 	}
+}
+
+// linger is how long a command that was run by Nomad's exec outlives its
+// answer: Nomad's docker driver loses the output of one that ends at once.
+const linger = 300 * time.Millisecond
+
+// files answers by one line; the exit code tells nothing that it does not.
+func files() {
+	if err := companion.WriteFiles(os.Stdin); err != nil {
+		fmt.Println(companion.AnswerFailed + err.Error())
+	} else {
+		fmt.Println(companion.AnswerDone)
+	}
+	time.Sleep(linger)
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/projection"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -36,10 +37,16 @@ type Node interface {
 	HostIP(nomadNodeID string) string
 }
 
+// Exec runs commands in tasks, as [taskexec.Runner] does.
+type Exec interface {
+	Run(ctx context.Context, c taskexec.Command) (code int, err error)
+}
+
 // Options are the parts a Controller is made of; all are needed.
 type Options struct {
 	Kube     kubernetes.Interface
 	Nomad    *api.Client
+	Exec     Exec
 	Cluster  string
 	Nodes    []Node
 	Recorder record.EventRecorder
@@ -95,6 +102,7 @@ type podState struct {
 	dirty     bool
 	items     []translate.Item
 	refresh   time.Time
+	files     files
 	// retry is kept while nothing of the pod has started; see again.go.
 	retry retry
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -234,7 +235,14 @@ type room struct {
 	nomad  *nomad
 	clock  *clocktesting.FakeClock
 	events *record.FakeRecorder
+	// run stands for what runs in tasks.
+	run func(taskexec.Command) (int, error)
 }
+
+// tasksOf runs commands by the test.
+type tasksOf struct{ *room }
+
+func (t tasksOf) Run(_ context.Context, c taskexec.Command) (int, error) { return t.run(c) }
 
 var epoch = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
@@ -255,7 +263,7 @@ func (r *room) restart() {
 	c := config.Config{VirtualNodes: []config.VirtualNode{{Name: "n"}}}
 	c.Complete()
 	r.Controller = New(Options{
-		Kube: r.kube, Nomad: client, Cluster: "c1", Nodes: []Node{testNode{config.Profile(c.VirtualNodes[0])}},
+		Kube: r.kube, Nomad: client, Exec: tasksOf{r}, Cluster: "c1", Nodes: []Node{testNode{config.Profile(c.VirtualNodes[0])}},
 		Recorder: r.events, Clock: r.clock, Log: hclog.NewNullLogger(), OrphanGuard: 10 * time.Minute, Workers: 2,
 	})
 	r.life = r.t.Context()

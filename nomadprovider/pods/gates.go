@@ -51,6 +51,10 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 		return 0, nil
 	}
 	var again time.Duration
+	if !c.filesReady(pod, alloc) {
+		return 0, nil // that the files are there is known in the pass that wrote them
+	}
+	companion := alloc.TaskStates[translate.CompanionTask] != nil
 	for i := range pod.Spec.InitContainers {
 		if i == 0 || !initDone(pod, alloc, i-1) {
 			continue
@@ -62,14 +66,14 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 		again = sooner(again, wait)
 	}
 	if len(pod.Spec.InitContainers) > 0 {
-		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[0], gateKind{init: true})
+		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[0], gateKind{init: true, closed: companion})
 		if err != nil {
 			return 0, err
 		}
 		again = sooner(again, wait)
 	}
 	for i := range pod.Spec.Containers {
-		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.Containers[i], gateKind{})
+		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.Containers[i], gateKind{closed: companion && len(pod.Spec.InitContainers) == 0})
 		if err != nil {
 			return 0, err
 		}
@@ -117,6 +121,9 @@ func (c *Controller) workGate(ctx context.Context, pod *corev1.Pod, job allocs.J
 		if left := c.holdFor(pod, ct, ts, task, k.init); left > 0 {
 			want, again = translate.GateHold, left
 		}
+	}
+	if k.closed && want == translate.GateOpen && ts != nil && ts.Restarts == 0 && !ts.StartedAt.IsZero() {
+		return again, nil // it was opened, or it would not have started
 	}
 	// Only the gate of a task that Nomad has restarted was ever written, maybe
 	// by a former self. A plain pod costs no write.

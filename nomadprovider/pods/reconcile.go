@@ -203,11 +203,11 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if alloc != nil && unstartable(pod, alloc) {
 		return c.startAgain(ctx, pod, entry, alloc)
 	}
-	again, err := c.workGates(ctx, pod, entry.Job, alloc)
+	refresh, err := c.project(ctx, pod, entry.Job, alloc)
 	if err != nil {
 		return 0, err
 	}
-	refresh, err := c.project(ctx, pod, entry.Job)
+	again, err := c.workGates(ctx, pod, entry.Job, alloc)
 	if err != nil {
 		return 0, err
 	}
@@ -250,10 +250,10 @@ func (c *Controller) deadline(pod *corev1.Pod, s *corev1.PodStatus) (left time.D
 	return max(left, 0), left <= 0
 }
 
-// project keeps the Variable of a running pod current: after a change of an
-// object it names, when a token wants replacing, and once after this process
-// started.
-func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Job) (time.Duration, error) {
+// project keeps the Variable and the files of a running pod current: after a
+// change of an object it names, when a token wants replacing, once after this
+// process started, and when its companion has started.
+func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Job, alloc *api.Allocation) (time.Duration, error) {
 	var due bool
 	var left time.Duration
 	var items []translate.Item
@@ -262,7 +262,8 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 		if !s.refresh.IsZero() {
 			left = s.refresh.Sub(c.Clock.Now())
 		}
-		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0
+		run := companionRun(alloc)
+		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0 || !run.IsZero() && !run.Equal(s.files.run)
 		s.dirty = false
 	})
 	if !due {
@@ -293,6 +294,13 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 	}
 	if err != nil {
 		return retry(err)
+	}
+	if mode == projection.Complete {
+		fresh, err := c.handOver(ctx, pod, alloc, result.Files)
+		if err != nil && !errors.As(err, &missing) {
+			return retry(err)
+		}
+		next = sooner(next, fresh)
 	}
 	c.projected(pod.UID, items, next)
 	return next, nil

@@ -1,0 +1,240 @@
+package companion
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Entry is one line of what [WriteFiles] reads. Exactly one of Dir, Volume,
+// File and End is set; files belong to the volume before them.
+type Entry struct {
+	// Dir is a directory to be there, with this owner and mode. What it holds is
+	// left alone.
+	Dir string `json:"dir,omitempty"`
+	// Volume is a directory whose files all change at once.
+	Volume string `json:"volume,omitempty"`
+	// File is a path within the volume, and Data its content.
+	File string `json:"file,omitempty"`
+	Data []byte `json:"data,omitempty"`
+	Mode uint32 `json:"mode,omitempty"` // permission bits, and 02000 for setgid
+	GID  int    `json:"gid,omitempty"`
+	// End says that nothing was lost on the way.
+	End bool `json:"end,omitempty"`
+}
+
+// Answers of [WriteFiles].
+const (
+	AnswerDone   = "done"
+	AnswerFailed = "failed: "
+)
+
+// WriteFiles reads entries, one JSON object a line, and brings directories and
+// volumes to that state. Each volume changes at once, and only if it differs.
+func WriteFiles(r io.Reader) error {
+	dec := json.NewDecoder(bufio.NewReader(r))
+	var v *volume
+	flush := func() error {
+		if v == nil {
+			return nil
+		}
+		done := v
+		v = nil
+		return done.commit()
+	}
+	for {
+		var e Entry
+		if err := dec.Decode(&e); err != nil {
+			return errors.Join(fmt.Errorf("the list of files broke off: %w", err), v.abandon())
+		}
+		var err error
+		switch {
+		case e.End:
+			return flush()
+		case e.Dir != "":
+			if err = flush(); err == nil {
+				err = makeDir(e)
+			}
+		case e.Volume != "":
+			if err = flush(); err == nil {
+				v, err = newVolume(e.Volume, e.GID)
+			}
+		case e.File != "" && v != nil:
+			err = v.add(e)
+		default:
+			err = errors.New("an entry is neither directory, volume nor file of a volume")
+		}
+		if err != nil {
+			return errors.Join(err, v.abandon())
+		}
+	}
+}
+
+func makeDir(e Entry) error {
+	if err := os.MkdirAll(e.Dir, 0o755); err != nil {
+		return err
+	}
+	return own(e.Dir, e.Mode, e.GID)
+}
+
+// own sets the group and then the mode: a change of group clears the set-gid bit.
+func own(path string, mode uint32, gid int) error {
+	if err := os.Chown(path, 0, gid); err != nil && os.Geteuid() == 0 {
+		return err
+	}
+	m := fs.FileMode(mode & 0o777)
+	if mode&0o2000 != 0 {
+		m |= fs.ModeSetgid
+	}
+	return os.Chmod(path, m)
+}
+
+// The layout of the kubelet's atomic volumes (pkg/volume/util/atomic_writer.go):
+// a directory for each version, ..data pointing to the current one, and a
+// symbolic link through it for each name that users see.
+const (
+	dataLink  = "..data"
+	nextLink  = "..data_tmp"
+	hidden    = ".."
+	tempStyle = "..*"
+)
+
+// volume is one version under construction.
+type volume struct {
+	dir, next string
+	gid       int
+	// names are the top-level names that users see.
+	names map[string]bool
+	same  bool // as the current version, so far
+	files int
+}
+
+func newVolume(dir string, gid int) (*volume, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := own(dir, 0o755, gid); err != nil {
+		return nil, err
+	}
+	next, err := os.MkdirTemp(dir, tempStyle)
+	if err != nil {
+		return nil, err
+	}
+	v := &volume{dir: dir, next: next, gid: gid, names: map[string]bool{}, same: true}
+	return v, own(next, 0o755, gid)
+}
+
+func (v *volume) add(e Entry) error {
+	if !filepath.IsLocal(e.File) {
+		return fmt.Errorf("file %q lies outside its volume", e.File)
+	}
+	v.files++
+	path := filepath.Join(v.next, e.File)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, e.Data, 0o600); err != nil {
+		return err
+	}
+	if err := own(path, e.Mode, v.gid); err != nil {
+		return err
+	}
+	top := e.File
+	for d := filepath.Dir(top); d != "."; d = filepath.Dir(top) {
+		top = d
+	}
+	v.names[top] = true
+	v.same = v.same && sameFile(filepath.Join(v.dir, dataLink, e.File), e)
+	return nil
+}
+
+// sameFile compares with a file of the current version.
+func sameFile(path string, e Entry) bool {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() || uint32(info.Mode().Perm()) != e.Mode&0o777 || info.Size() != int64(len(e.Data)) {
+		return false
+	}
+	have, err := os.ReadFile(path)
+	return err == nil && string(have) == string(e.Data)
+}
+
+// commit puts the new version in the place of the current one.
+func (v *volume) commit() error {
+	current, err := os.Readlink(filepath.Join(v.dir, dataLink))
+	if err == nil && v.same && countFiles(filepath.Join(v.dir, current)) == v.files {
+		return v.abandon()
+	}
+	link := filepath.Join(v.dir, nextLink)
+	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(filepath.Base(v.next), link); err != nil {
+		return err
+	}
+	if err := os.Rename(link, filepath.Join(v.dir, dataLink)); err != nil {
+		return err
+	}
+	return v.tidy()
+}
+
+func countFiles(dir string) (n int) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error { // what cannot be read is not the same
+		if err == nil && !d.IsDir() {
+			n++
+		}
+		return nil
+	})
+	return n
+}
+
+// tidy makes the links that users see, and removes those of names that are
+// gone, and older versions.
+func (v *volume) tidy() error {
+	for name := range v.names {
+		link := filepath.Join(v.dir, name)
+		want := filepath.Join(dataLink, name)
+		if have, err := os.Readlink(link); err == nil && have == want {
+			continue
+		}
+		// A link in the place of what was there, at once.
+		temp := filepath.Join(v.dir, nextLink)
+		if err := os.Symlink(want, temp); err != nil {
+			return err
+		}
+		if err := os.Rename(temp, link); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(v.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if name == dataLink || name == filepath.Base(v.next) || v.names[name] {
+			continue
+		}
+		if len(name) < len(hidden) || name[:len(hidden)] != hidden {
+			if e.Type()&fs.ModeSymlink == 0 {
+				continue // not ours
+			}
+		}
+		if err := os.RemoveAll(filepath.Join(v.dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// abandon drops a version that is not wanted; v may be nil.
+func (v *volume) abandon() error {
+	if v == nil {
+		return nil
+	}
+	return os.RemoveAll(v.next)
+}

@@ -1,0 +1,161 @@
+package pods
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/projection"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// A pod that has a companion gets the contents of its volumes through it: they
+// are handed over by a command, so they have no bound but the client's disk, and
+// lie neither in the job nor in a Variable. The containers wait behind their
+// gates until the companion has said that the files are there.
+
+// files is what is remembered of a pod's files.
+type files struct {
+	// run is the companion's run that was last handed the list, and sum is of
+	// the list: another run may have lost what it had.
+	run    time.Time
+	sum    [sha256.Size]byte
+	tokens projection.Tokens
+	failed string // that was told last
+}
+
+const (
+	reasonFailedMount = "FailedMount"
+	// filesRetry is the pause after a list that could not be handed over.
+	filesRetry = 2 * time.Second
+	filesTries = 5
+)
+
+// companionRun is when the pod's companion started, zero while it does not run.
+func companionRun(alloc *api.Allocation) time.Time {
+	if alloc == nil || alloc.ClientTerminalStatus() {
+		return time.Time{}
+	}
+	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "running" {
+		return ts.StartedAt
+	}
+	return time.Time{}
+}
+
+// filesReady says whether the containers may start, as far as their volumes go.
+func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
+	if alloc.TaskStates[translate.CompanionTask] == nil {
+		return true
+	}
+	var ready bool
+	c.with(pod.UID, func(s *podState) { ready = !s.files.run.IsZero() })
+	return ready
+}
+
+// handOver brings the pod's files up to date. next is when to look again.
+func (c *Controller) handOver(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, f *translate.Files) (next time.Duration, err error) {
+	run := companionRun(alloc)
+	if f == nil || run.IsZero() {
+		c.tellCompanion(pod, alloc)
+		return 0, nil // its start comes as an event
+	}
+	var was files
+	c.with(pod.UID, func(s *podState) { was = s.files })
+	list, tokens, next, err := c.writer.Files(ctx, pod, f, was.tokens)
+	if err != nil {
+		return 0, err
+	}
+	now := files{run: run, sum: sha256.Sum256(list), tokens: tokens}
+	if now.run.Equal(was.run) && now.sum == was.sum {
+		return next, nil
+	}
+	if err := c.writeFiles(ctx, alloc, list); err != nil {
+		c.tellMount(pod, err.Error())
+		c.with(pod.UID, func(s *podState) { s.dirty = true })
+		return filesRetry, nil
+	}
+	c.with(pod.UID, func(s *podState) { s.files = now })
+	return next, nil
+}
+
+// tellCompanion says why the companion does not start.
+func (c *Controller) tellCompanion(pod *corev1.Pod, alloc *api.Allocation) {
+	if alloc == nil {
+		return
+	}
+	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "pending" && len(ts.Events) > 0 {
+		for _, e := range ts.Events {
+			if translate.StartFailure(e) {
+				c.tellMount(pod, "the companion that writes the pod's volumes does not start (virtualNodes[].companionImage): "+e.DisplayMessage)
+				return
+			}
+		}
+	}
+}
+
+// tellMount makes an event of trouble, once as long as it is the same.
+func (c *Controller) tellMount(pod *corev1.Pod, message string) {
+	var known bool
+	c.with(pod.UID, func(s *podState) { known, s.files.failed = s.files.failed == message, message })
+	if !known {
+		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonFailedMount, truncate(message, 900))
+	}
+}
+
+// writeFiles runs the companion's command until it has answered: a call may end
+// without having started it (hashicorp/nomad#27146), and to write the same
+// again does no harm.
+func (c *Controller) writeFiles(ctx context.Context, alloc *api.Allocation, list []byte) error {
+	var err error
+	for range filesTries {
+		var answer string
+		if answer, err = c.runFiles(ctx, alloc, list); answer != "" || ctx.Err() != nil {
+			if answer == companion.AnswerDone {
+				return nil
+			}
+			return fmt.Errorf("the companion cannot write the pod's volumes: %s", strings.TrimPrefix(answer, companion.AnswerFailed))
+		}
+	}
+	if err == nil {
+		err = errors.New("no answer")
+	}
+	return fmt.Errorf("hand the pod's volumes to its companion: %w", err)
+}
+
+func (c *Controller) runFiles(ctx context.Context, alloc *api.Allocation, list []byte) (answer string, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := &firstLine{done: cancel}
+	_, err = c.Exec.Run(ctx, taskexec.Command{
+		Namespace: alloc.Namespace, AllocID: alloc.ID, Task: translate.CompanionTask, Driver: "docker", Handshake: true,
+		Argv: []string{"/companion", "files"}, In: bytes.NewReader(list), Out: out, ErrOut: out,
+	})
+	return out.line, err
+}
+
+// firstLine keeps the first line that is written, and says when it is there.
+type firstLine struct {
+	buf  bytes.Buffer
+	line string
+	done func()
+}
+
+func (f *firstLine) Write(p []byte) (int, error) {
+	if f.line == "" {
+		f.buf.Write(p)
+		if line, _, ok := strings.Cut(f.buf.String(), "\n"); ok {
+			f.line = strings.TrimSpace(line)
+			f.done()
+		}
+	}
+	return len(p), nil
+}
