@@ -19,7 +19,8 @@ import (
 )
 
 // liveNomad is the Nomad that $NOMAD_ADDR names, with docker and an image
-// busybox:1.36; without it the tests here are skipped.
+// busybox:1.36; without it the tests here are skipped. $COMPANION_IMAGE is the
+// companion's, if there is one.
 func liveNomad(t *testing.T) *api.Client {
 	t.Helper()
 	if os.Getenv("NOMAD_ADDR") == "" {
@@ -303,7 +304,7 @@ func TestLiveGoldensRun(t *testing.T) {
 	for _, name := range []string{"minimal", "web", "init", "never-two", "stateful", "security", "pull-secret", "mock"} {
 		t.Run(name, func(t *testing.T) {
 			pod, in := readCase(t, filepath.Join("testdata", name))
-			in.Cluster = "live"
+			in.Cluster, in.Node.CompanionImage = "live", os.Getenv("COMPANION_IMAGE")
 			pod.UID = types.UID(fmt.Sprintf("%08x-0000-4000-8000-000000000002", time.Now().UnixNano()&0xffffffff))
 			for i := range pod.Spec.InitContainers {
 				c := &pod.Spec.InitContainers[i]

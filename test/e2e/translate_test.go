@@ -12,7 +12,7 @@ import (
 // driver is here run; see translate/live_test.go.
 func TestGoldenJobsOnNomad(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^TestLive", "../../translate")
-	cmd.Env = append(os.Environ(), "NOMAD_ADDR="+cluster.NomadAddress())
+	cmd.Env = append(os.Environ(), "NOMAD_ADDR="+cluster.NomadAddress(), "COMPANION_IMAGE="+cluster.Config().VirtualNodes[0].CompanionImage)
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.Contains(string(out), "no tests to run") {
 		t.Errorf("%v\n%s", err, out)
