@@ -65,6 +65,7 @@ func TestLiveValues(t *testing.T) {
 	in := testInputs()
 	in.Cluster = "live"
 	in.Node.Region = ""
+	in.Node.CompanionImage = "" // what is proved here are the templates
 	pod := &corev1.Pod{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, DNSPolicy: corev1.DNSDefault}}
 	pod.Namespace, pod.Name, pod.UID = "default", "values", types.UID(fmt.Sprintf("%08x-0000-4000-8000-000000000000", time.Now().UnixNano()&0xffffffff))
 	c := corev1.Container{Name: "c", Image: "busybox:1.36", Command: []string{"sh", "-c"}}
