@@ -182,8 +182,10 @@ func (b *builder) shape() {
 			*f.to = new(f.from)
 		}
 	}
-	if b.restartPolicy() == corev1.RestartPolicyAlways {
-		// Only a service restarts a task that ended well. Without parallel
+	again := func(c corev1.Container) bool { return RestartsAfter(b.pod, &c, false, 0) }
+	if slices.ContainsFunc(b.pod.Spec.Containers, again) {
+		// Only a service restarts a task that ended well; those of its tasks that
+		// are not to be restarted then are held by their gates. Without parallel
 		// updates Nomad makes no deployment for it.
 		b.job.Type = new(api.JobTypeService)
 		b.job.Update = &api.UpdateStrategy{MaxParallel: new(0)}

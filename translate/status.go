@@ -26,6 +26,9 @@ type Facts struct {
 	// Backoff is the current back-off of a task that waits for its next
 	// start, for the message.
 	Backoff map[string]time.Duration
+	// Starting are the tasks that run and whose postStart hook has not ended; the
+	// kubelet does not tell of them either.
+	Starting map[string]bool
 	// Messages are the termination messages by task.
 	Messages map[string]Message
 	// Again is set for a pod of which nothing has started and whose job will be
@@ -198,7 +201,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		st.State.Waiting = v.notStarted(init)
 		return st
 	}
-	if !ts.StartedAt.IsZero() {
+	if !ts.StartedAt.IsZero() && !(v.facts.Starting[task] && prev.ContainerID == "") {
 		st.ContainerID = ContainerID(v.alloc.ID, task)
 		if n := int32(v.restarts(task, ts)); n > st.RestartCount {
 			st.RestartCount = n
@@ -285,6 +288,9 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 	}
 	switch ts.State {
 	case taskRunning:
+		if v.facts.Starting[TaskName(c.Name)] {
+			return corev1.ContainerState{Waiting: v.notStarted(init)}
+		}
 		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metaTime(ts.StartedAt)}}
 	case taskDead:
 		return corev1.ContainerState{Terminated: v.ended(c, ts, id)}
@@ -292,7 +298,7 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 	// pending: not started yet, between two runs, or over for good.
 	failure := lastEvent(ts, append([]string{api.TaskTerminated}, startFailures...)...)
 	if t := v.termination(c, ts, id); t != nil && failure.Type == api.TaskTerminated {
-		if !RestartsAfter(v.pod, c, init, t.ExitCode) || v.ends(TaskName(c.Name), ts) <= 1 {
+		if v.pod.DeletionTimestamp != nil || !RestartsAfter(v.pod, c, init, t.ExitCode) || v.ends(TaskName(c.Name), ts) <= 1 {
 			return corev1.ContainerState{Terminated: t}
 		}
 		return waiting(reasonCrashLoop, fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
@@ -323,10 +329,21 @@ func (v *view) ended(c *corev1.Container, ts *api.TaskState, id string) *corev1.
 }
 
 // RestartsAfter says whether the kubelet would start the container again
-// after it has exited with code (pkg/kubelet/container/helpers.go,
-// ShouldContainerBeRestarted).
+// after it has exited with code (pkg/api/v1/pod/util.go, ContainerShouldRestart;
+// KEP-5307).
 func RestartsAfter(pod *corev1.Pod, c *corev1.Container, init bool, code int32) bool {
+	for _, r := range c.RestartPolicyRules {
+		if r.Action != corev1.ContainerRestartRuleActionRestart || r.ExitCodes == nil {
+			continue
+		}
+		if slices.Contains(r.ExitCodes.Values, code) == (r.ExitCodes.Operator == corev1.ContainerRestartRuleOnExitCodesOpIn) {
+			return true
+		}
+	}
 	policy := pod.Spec.RestartPolicy
+	if policy == "" {
+		policy = corev1.RestartPolicyAlways
+	}
 	if c.RestartPolicy != nil {
 		policy = corev1.RestartPolicy(*c.RestartPolicy)
 	} else if init && policy == corev1.RestartPolicyAlways {

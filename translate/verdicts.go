@@ -52,6 +52,7 @@ const (
 	textHost    = "where virtualNodes[].hostAccess allows it; refused elsewhere"
 	textNotYet  = "not there yet"
 	textNotRun  = "not run yet; a note says so"
+	textHook    = "containers after it do not wait for it"
 	textWindows = "Windows containers are not supported"
 	textCreated = "the value when the pod was created"
 	textVolume  = "volumes of this type are not supported on Nomad"
@@ -141,11 +142,14 @@ var verdicts = map[string]Verdict{
 	"containers.envFrom.secretRef.optional":                           {Carried, ""},
 	"containers.image":                                                {Carried, "a disk image for VM pods"},
 	"containers.imagePullPolicy":                                      {Approximated, "Never still pulls what the client does not have; tag latest is always pulled"},
-	"containers.lifecycle.postStart.*":                                {Approximated, textNotRun},
-	"containers.lifecycle.preStop.exec.*":                             {Approximated, textNotRun},
-	"containers.lifecycle.preStop.httpGet.*":                          {Approximated, textNotRun},
-	"containers.lifecycle.preStop.sleep.seconds":                      {Carried, "as the shutdown delay"},
-	"containers.lifecycle.preStop.tcpSocket.*":                        {Approximated, textNotRun},
+	"containers.lifecycle.postStart.exec.*":                           {Approximated, textHook},
+	"containers.lifecycle.postStart.httpGet.*":                        {Approximated, textHook},
+	"containers.lifecycle.postStart.sleep.seconds":                    {Approximated, textHook},
+	"containers.lifecycle.postStart.tcpSocket.*":                      {Approximated, "not run, nor by the kubelet"},
+	"containers.lifecycle.preStop.exec.*":                             {Carried, ""},
+	"containers.lifecycle.preStop.httpGet.*":                          {Approximated, "needs virtualNodes[].companionImage"},
+	"containers.lifecycle.preStop.sleep.seconds":                      {Carried, ""},
+	"containers.lifecycle.preStop.tcpSocket.*":                        {Approximated, "not run, nor by the kubelet"},
 	"containers.lifecycle.stopSignal":                                 {Carried, "as the kill signal"},
 	"containers.livenessProbe.*":                                      {Approximated, textNotRun},
 	"containers.name":                                                 {Carried, "as the task's name; \"alloc\" is \"alloc-\""},
@@ -159,8 +163,8 @@ var verdicts = map[string]Verdict{
 	"containers.resources.claims.*":                                   {Refused, "dynamic resource allocation is not there yet"},
 	"containers.resources.limits":                                     {Approximated, "cpu is enforced where it equals the request, memory where Nomad's oversubscription is on or it equals the request, ephemeral-storage not; extended resources are Nomad's devices; huge pages are refused"},
 	"containers.resources.requests":                                   {Approximated, "cpu in MHz of the pool, at least 1; memory in MiB, rounded up, at least 10"},
-	"containers.restartPolicy":                                        {Approximated, "of init containers; of others where it restarts after success as the pod's does, or refused"},
-	"containers.restartPolicyRules.*":                                 {Refused, textNotYet},
+	"containers.restartPolicy":                                        {Carried, "as Nomad's restart block and a gate"},
+	"containers.restartPolicyRules.*":                                 {Approximated, "by the gate; action RestartAllContainers is refused"},
 	"containers.securityContext.allowPrivilegeEscalation":             {Carried, "false as no-new-privileges"},
 	"containers.securityContext.appArmorProfile.*":                    {Carried, "others than RuntimeDefault " + textHost},
 	"containers.securityContext.capabilities.add":                     {Carried, "beyond Docker's default set " + textHost},
@@ -181,7 +185,7 @@ var verdicts = map[string]Verdict{
 	"containers.terminationMessagePolicy":                             {Kept, "where nomad-kubelet reads the message"},
 	"containers.tty":                                                  {Carried, ""},
 	"containers.volumeDevices.*":                                      {Refused, "persistent volumes are not there yet"},
-	"containers.volumeMounts.mountPath":                               {Approximated, "what Nomad mounts itself (/alloc, /local, /secrets, /etc/hosts, /etc/resolv.conf) is refused"},
+	"containers.volumeMounts.mountPath":                               {Approximated, "what Nomad mounts itself (/alloc, /local, /secrets, /etc/resolv.conf) is refused"},
 	"containers.volumeMounts.mountPropagation":                        {Carried, "Bidirectional for privileged containers"},
 	"containers.volumeMounts.name":                                    {Carried, ""},
 	"containers.volumeMounts.readOnly":                                {Carried, ""},

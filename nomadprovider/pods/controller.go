@@ -75,6 +75,8 @@ type Controller struct {
 	mu    sync.Mutex
 	state map[types.UID]*podState
 	guard orphanGuard
+	// handlers are the lifecycle hooks that run.
+	handlers sync.WaitGroup
 	// starting are the pods that were registered and of which nothing has been
 	// told yet.
 	starting map[types.UID]struct{}
@@ -103,6 +105,11 @@ type podState struct {
 	items     []translate.Item
 	refresh   time.Time
 	files     files
+	hooks     map[hookKey]*hookRun
+	// kills are the containers that are being stopped, by task.
+	kills map[string]*kill
+	// windDown is until when a pod whose end has come by itself is to have ended.
+	windDown time.Time
 	// retry is kept while nothing of the pod has started; see again.go.
 	retry retry
 }
@@ -156,7 +163,10 @@ func (c *Controller) with(uid types.UID, f func(*podState)) {
 	defer c.mu.Unlock()
 	s := c.state[uid]
 	if s == nil {
-		s = &podState{gates: map[string]string{}, startFailures: map[string]uint64{}, crashes: map[string]*crash{}, messages: map[string]translate.Message{}}
+		s = &podState{
+			gates: map[string]string{}, startFailures: map[string]uint64{}, crashes: map[string]*crash{}, messages: map[string]translate.Message{},
+			hooks: map[hookKey]*hookRun{}, kills: map[string]*kill{},
+		}
 		c.state[uid] = s
 	}
 	f(s)
@@ -232,6 +242,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.life = ctx
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer c.handlers.Wait()
 	defer c.queue.ShutDown()
 	c.factory.Core().V1().Services().Informer()
 	c.factory.Start(ctx.Done())

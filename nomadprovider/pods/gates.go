@@ -101,7 +101,7 @@ func initDone(pod *corev1.Pod, alloc *api.Allocation, i int) bool {
 	if ts == nil {
 		return false
 	}
-	if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+	if isSidecar(c) {
 		return ts.State == "running" || !ts.StartedAt.IsZero()
 	}
 	return ts.State == "dead" && !ts.Failed
