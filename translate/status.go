@@ -124,6 +124,7 @@ func Status(pod *corev1.Pod, alloc *api.Allocation, f Facts) corev1.PodStatus {
 		s.Reason, s.Message = "NomadAllocationFailed", alloc.ClientDescription
 	}
 	setConditions(&s, pod, alloc, f)
+	setResize(&s, pod, metav1.NewTime(f.Now.Truncate(time.Second)))
 	return s
 }
 
@@ -189,6 +190,11 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		RestartCount: prev.RestartCount, LastTerminationState: prev.LastTerminationState,
 		Started: new(bool),
 	}
+	reportResources(&st, c, &prev)
+	if prev.ContainerID != "" && prev.Image != "" {
+		// A running container keeps its image, whatever the pod now names.
+		st.Image = prev.Image
+	}
 	var ts *api.TaskState
 	if v.alloc != nil {
 		ts = v.alloc.TaskStates[task]
@@ -225,7 +231,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 	if st.State.Running != nil {
 		*st.Started = true
 		st.Ready = !init || sidecar(c)
-		st.ImageID = c.Image
+		st.ImageID = st.Image
 	}
 	// An init container that has ended well is ready, as the kubelet reports it.
 	if init && st.State.Terminated != nil && st.State.Terminated.ExitCode == 0 {

@@ -206,6 +206,7 @@ func (c *Controller) podInformer(node string) cache.SharedIndexInformer {
 			if was := old.(*corev1.Pod); was.UID != x.(*corev1.Pod).UID {
 				c.enqueue(was.UID)
 			}
+			c.tellImages(old.(*corev1.Pod), x.(*corev1.Pod))
 			if c.metadataChanged(old.(*corev1.Pod), x.(*corev1.Pod)) {
 				c.changed(x.(*corev1.Pod).UID)
 				return

@@ -6,10 +6,29 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
+
+const reasonImage = "ImageNotUpdated"
 
 // note is one event.
 type note struct{ kind, reason, message string }
+
+// tellImages says that a container will not get the image that its pod now
+// names: Nomad would replace the allocation, and with it the pod.
+func (c *Controller) tellImages(old, pod *corev1.Pod) {
+	was := map[string]string{}
+	for _, ct := range containersOf(old) {
+		was[ct.Name] = ct.Image
+	}
+	for _, ct := range containersOf(pod) {
+		if was[ct.Name] != ct.Image && translate.AllocID(&pod.Status) != "" {
+			c.Recorder.Eventf(pod, corev1.EventTypeWarning, reasonImage,
+				"container %s keeps its image until the pod is made anew: Nomad replaces the allocation of a job that changes", ct.Name)
+		}
+	}
+}
 
 // tellContainers makes events of what a new status tells of containers, with the
 // kubelet's reasons (pkg/kubelet/events/event.go).
