@@ -28,6 +28,9 @@ type Facts struct {
 	Backoff map[string]time.Duration
 	// Messages are the termination messages by task.
 	Messages map[string]Message
+	// Probed tells by task of containers whose probes are run; the others are
+	// started and ready once they run.
+	Probed map[string]Probed
 	// Again is set for a pod of which nothing has started and whose job will be
 	// replaced by another; Tries is how many have failed.
 	Again bool
@@ -220,8 +223,9 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		st.LastTerminationState = prev.State
 	}
 	if st.State.Running != nil {
-		*st.Started = true
-		st.Ready = !init || sidecar(c)
+		p, probed := v.facts.Probed[task]
+		*st.Started = !probed || p.Started
+		st.Ready = (!init || sidecar(c)) && (!probed || p.Started && p.Ready)
 		st.ImageID = c.Image
 	}
 	// An init container that has ended well is ready, as the kubelet reports it.
