@@ -24,6 +24,7 @@ type Set struct {
 
 	mu      sync.Mutex
 	workers map[key]*worker
+	ended   bool
 }
 
 type key struct {
@@ -43,6 +44,9 @@ func NewSet(ctx context.Context, prober Prober, c clock.Clock, report func(Repor
 func (s *Set) Update(want []Probe) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
 	wanted := make(map[key]bool, len(want))
 	for _, p := range want {
 		k := key{p.Container, p.Kind}
@@ -78,8 +82,13 @@ func (s *Set) start(k key, p Probe) {
 }
 
 // Wait returns when no probe runs any more, after ctx has ended or the set was
-// emptied.
-func (s *Set) Wait() { s.group.Wait() }
+// emptied; nothing can be added from then on.
+func (s *Set) Wait() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	s.group.Wait()
+}
 
 // same says whether two probes are the same but for what is known of them.
 func same(a, b Probe) bool {

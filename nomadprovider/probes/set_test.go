@@ -281,6 +281,7 @@ func TestStopsAnAttempt(t *testing.T) {
 		b.until(time.Second)
 		b.Update(nil)
 		b.Wait()
+		b.Update([]Probe{probe(Readiness, nil)})
 		want(t, b.until(2*time.Second), "")
 	})
 }
