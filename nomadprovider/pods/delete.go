@@ -33,6 +33,7 @@ func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry alloc
 	if alloc == nil {
 		return c.terminateUnplaced(ctx, pod, entry)
 	}
+	c.workProbes(pod, alloc)
 	c.readMessages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
 	if len(live(entry)) == 0 {
@@ -76,12 +77,8 @@ func (c *Controller) hurry(ctx context.Context, pod *corev1.Pod, alloc *api.Allo
 func (c *Controller) kill(ctx context.Context, alloc *api.Allocation) error {
 	var errs []error
 	for task, ts := range alloc.TaskStates {
-		if ts.State != "running" {
-			continue
-		}
-		err := c.Nomad.Allocations().Signal(alloc, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx), task, "SIGKILL")
-		if err != nil {
-			errs = append(errs, fmt.Errorf("kill task %s of allocation %s: %w", task, alloc.ID, err))
+		if ts.State == "running" {
+			errs = append(errs, c.signal(ctx, alloc, task, "SIGKILL"))
 		}
 	}
 	return errors.Join(errs...)
@@ -113,6 +110,7 @@ func (c *Controller) stop(ctx context.Context, job allocs.Job) error {
 
 // reap ends what is left in Nomad of a pod that is gone.
 func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry, known bool) (time.Duration, error) {
+	c.prober.Drop(uid)
 	var seen bool
 	var grace *int64
 	var namespace string

@@ -207,10 +207,16 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if err != nil {
 		return 0, err
 	}
+	c.workProbes(pod, alloc)
 	again, err := c.workGates(ctx, pod, entry.Job, alloc)
 	if err != nil {
 		return 0, err
 	}
+	look, err := c.killUnhealthy(ctx, pod, alloc)
+	if err != nil {
+		return 0, err
+	}
+	again = sooner(again, look)
 	again = sooner(again, refresh)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
 	c.readMessages(ctx, pod, alloc)
@@ -262,7 +268,7 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 		if !s.refresh.IsZero() {
 			left = s.refresh.Sub(c.Clock.Now())
 		}
-		run := companionRun(alloc)
+		run := filesRun(pod, alloc)
 		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0 || !run.IsZero() && !run.Equal(s.files.run)
 		s.dirty = false
 	})
@@ -382,6 +388,7 @@ func live(entry allocs.Entry) []*api.Allocation {
 // sidecars end with it. The job stays until the pod object is gone, for its logs.
 func (c *Controller) retire(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, known bool) error {
 	c.objects.Release(pod.UID)
+	c.prober.Drop(pod.UID)
 	if !known || entry.Job.Stopped || len(entry.Allocs) > 0 && len(live(entry)) == 0 {
 		return nil
 	}
