@@ -74,6 +74,7 @@ func (p *Provider) lead(ctx context.Context) error {
 	ctrl := pods.New(pods.Options{
 		Kube: p.Kube, Nomad: p.Nomad, Exec: exec, Cluster: p.Cluster, Nodes: views, Recorder: podRecorder,
 		Clock: clock.RealClock{}, Log: p.Log.Named("pods"), OrphanGuard: p.Config.OrphanGuard.Duration, Workers: workers,
+		ProbeAgent: node.ProbeAgent(),
 	})
 
 	g, ctx := errgroup.WithContext(ctx)

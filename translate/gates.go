@@ -20,14 +20,7 @@ func (b *builder) lifecycle(c *container) {
 	if c.Lifecycle != nil {
 		b.hooks(c)
 	}
-	for _, p := range []struct {
-		name  string
-		probe *corev1.Probe
-	}{{"livenessProbe", c.LivenessProbe}, {"readinessProbe", c.ReadinessProbe}, {"startupProbe", c.StartupProbe}} {
-		if p.probe != nil {
-			b.note(c.path+"."+p.name, "is not run yet: the container counts as ready once it runs")
-		}
-	}
+	b.noteProbes(c)
 }
 
 // hooks are run by the pods room; of the job they need nothing.
@@ -73,7 +66,7 @@ func (b *builder) restart(c *container) {
 	switch {
 	case never && alone:
 		c.task.RestartPolicy = &api.RestartPolicy{Attempts: new(0), Mode: new(api.RestartPolicyModeFail)}
-		if !b.companion {
+		if !b.writesFiles {
 			return
 		}
 	case never:
@@ -129,7 +122,8 @@ func (b *builder) gate(c *container) {
 	hold := fmt.Sprintf(`{{ with nomadVar %q }}{{ if eq .%s.Value %q }}{{ with nomadVar %q }}{{ end }}{{ end }}{{ end }}`,
 		path, GateItem, GateHold, ghost)
 	data := fmt.Sprintf(`{{ if nomadVarExists %q }}%s{{ end }}`, path, hold)
-	if c.init && !c.first || b.companion && (c.init || len(b.pod.Spec.InitContainers) == 0) {
+	if c.init && !c.first || b.writesFiles && (c.init || len(b.pod.Spec.InitContainers) == 0) ||
+		!c.init && LastHolds(b.pod, b.row.Driver, b.probesFromTask()) {
 		// Without the guard the task waits for its gate to exist.
 		data = hold
 		b.closed = append(b.closed, c.task.Name)

@@ -29,8 +29,9 @@ type builder struct {
 	missing  []string
 
 	volumes map[string]*volume
-	// companion says that the pod has one that writes its volumes.
-	companion bool
+	// companion says that the pod has one, and writesFiles that its containers
+	// wait for what it writes into their volumes.
+	companion, writesFiles bool
 	// needPort asks for a port whose only use is that Nomad then tells tasks
 	// the address of the allocation.
 	needPort bool

@@ -14,11 +14,7 @@ import (
 // Facts is what a pod's status needs beyond the pod and the allocation.
 type Facts struct {
 	Now time.Time
-	// HostIP is the address of the Nomad client that runs the allocation.
-	HostIP string
-	// HostNetwork is set on virtual nodes whose pods all have their client's
-	// network.
-	HostNetwork bool
+	Addresses
 	// StartFailures counts, by task, the restarts that Nomad counted before
 	// the task ran for the first time (images that could not be pulled): they
 	// are no container restarts.
@@ -31,6 +27,9 @@ type Facts struct {
 	Starting map[string]bool
 	// Messages are the termination messages by task.
 	Messages map[string]Message
+	// Probed tells by task of containers whose probes are run; the others are
+	// started and ready once they run.
+	Probed map[string]Probed
 	// Again is set for a pod of which nothing has started and whose job will be
 	// replaced by another; Tries is how many have failed.
 	Again bool
@@ -41,6 +40,15 @@ type Facts struct {
 	// Waiting is the reason and message of a pod that has no job yet, such as
 	// CreateContainerConfigError.
 	Waiting *corev1.ContainerStateWaiting
+}
+
+// Addresses is what a pod's address may depend on beside the allocation.
+type Addresses struct {
+	// HostIP is the address of the Nomad client that runs the allocation.
+	HostIP string
+	// HostNetwork is set on virtual nodes whose pods all have their client's
+	// network.
+	HostNetwork bool
 }
 
 // Message is what a container left in its termination log when it ended.
@@ -141,18 +149,29 @@ func setAddresses(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f
 	if f.HostIP != "" {
 		s.HostIP, s.HostIPs = f.HostIP, []corev1.HostIP{{IP: f.HostIP}}
 	}
+	// An address that Nomad does not tell now is not lost.
+	if ips := podIPs(pod, alloc, f.Addresses); len(ips) > 0 {
+		s.PodIP, s.PodIPs = ips[0].IP, ips
+	}
+}
+
+func podIPs(pod *corev1.Pod, alloc *api.Allocation, a Addresses) []corev1.PodIP {
 	var ips []corev1.PodIP
 	switch n := alloc.NetworkStatus; {
-	case pod.Spec.HostNetwork || f.HostNetwork:
-		ips = append(ips, corev1.PodIP{IP: f.HostIP})
+	case pod.Spec.HostNetwork || a.HostNetwork:
+		ips = append(ips, corev1.PodIP{IP: a.HostIP})
 	case n != nil:
 		ips = append(ips, corev1.PodIP{IP: n.Address}, corev1.PodIP{IP: n.AddressIPv6})
 	}
-	ips = slices.DeleteFunc(ips, func(ip corev1.PodIP) bool { return ip.IP == "" })
-	// An address that Nomad does not tell now is not lost.
-	if len(ips) > 0 {
-		s.PodIP, s.PodIPs = ips[0].IP, ips
+	return slices.DeleteFunc(ips, func(ip corev1.PodIP) bool { return ip.IP == "" })
+}
+
+// PodIP is the pod's address, empty until Nomad has told it.
+func PodIP(pod *corev1.Pod, alloc *api.Allocation, a Addresses) string {
+	if ips := podIPs(pod, alloc, a); len(ips) > 0 {
+		return ips[0].IP
 	}
+	return pod.Status.PodIP
 }
 
 // view gathers what the container functions share.
@@ -229,8 +248,9 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		st.LastTerminationState = prev.State
 	}
 	if st.State.Running != nil {
-		*st.Started = true
-		st.Ready = !init || sidecar(c)
+		p, probed := v.facts.Probed[task]
+		*st.Started = !probed || p.Started
+		st.Ready = (!init || sidecar(c)) && (!probed || p.Started && p.Ready)
 		st.ImageID = st.Image
 	}
 	// An init container that has ended well is ready, as the kubelet reports it.

@@ -53,6 +53,7 @@ const (
 	textNotYet  = "not there yet"
 	textNotRun  = "not run yet; a note says so"
 	textHook    = "containers after it do not wait for it"
+	textProbe   = "commands by Nomad's exec, the others from the companion within the pod's network; not run, with a note, where there is no companion"
 	textWindows = "Windows containers are not supported"
 	textCreated = "the value when the pod was created"
 	textVolume  = "volumes of this type are not supported on Nomad"
@@ -151,14 +152,14 @@ var verdicts = map[string]Verdict{
 	"containers.lifecycle.preStop.sleep.seconds":                      {Carried, ""},
 	"containers.lifecycle.preStop.tcpSocket.*":                        {Approximated, "not run, nor by the kubelet"},
 	"containers.lifecycle.stopSignal":                                 {Carried, "as the kill signal"},
-	"containers.livenessProbe.*":                                      {Approximated, textNotRun},
+	"containers.livenessProbe.*":                                      {Approximated, textProbe},
 	"containers.name":                                                 {Carried, "as the task's name; \"alloc\" is \"alloc-\""},
 	"containers.ports.containerPort":                                  {Carried, "reached at the pod's address; forwarded to a VM"},
 	"containers.ports.hostIP":                                         {Refused, "a port on one address of the client is not there yet"},
 	"containers.ports.hostPort":                                       {Approximated, "TCP and UDP together; " + textHost},
 	"containers.ports.name":                                           {Kept, "a name for Services and probes"},
 	"containers.ports.protocol":                                       {Approximated, "SCTP with hostPort is refused"},
-	"containers.readinessProbe.*":                                     {Approximated, textNotRun},
+	"containers.readinessProbe.*":                                     {Approximated, textProbe},
 	"containers.resizePolicy.*":                                       {Approximated, "resources are not resized in place"},
 	"containers.resources.claims.*":                                   {Refused, "dynamic resource allocation is not there yet"},
 	"containers.resources.limits":                                     {Approximated, "cpu is enforced where it equals the request, memory where Nomad's oversubscription is on or it equals the request, ephemeral-storage not; extended resources are Nomad's devices; huge pages are refused"},
@@ -178,7 +179,7 @@ var verdicts = map[string]Verdict{
 	"containers.securityContext.seLinuxOptions.*":                     {Carried, textHost},
 	"containers.securityContext.seccompProfile.*":                     {Approximated, "none given means Docker's default rather than Unconfined; others than RuntimeDefault " + textHost},
 	"containers.securityContext.windowsOptions.*":                     {Refused, textWindows},
-	"containers.startupProbe.*":                                       {Approximated, textNotRun},
+	"containers.startupProbe.*":                                       {Approximated, textProbe},
 	"containers.stdin":                                                {Carried, ""},
 	"containers.stdinOnce":                                            {Approximated, "standard input stays open"},
 	"containers.terminationMessagePath":                               {Carried, "as a file that is read when the container ended"},

@@ -40,6 +40,7 @@ func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry alloc
 	if err != nil {
 		return 0, err
 	}
+	c.workProbes(pod, alloc)
 	c.readMessages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
 	if len(live(entry)) == 0 {
@@ -64,10 +65,9 @@ func (c *Controller) terminateUnplaced(ctx context.Context, pod *corev1.Pod, ent
 func (c *Controller) kill(ctx context.Context, alloc *api.Allocation) error {
 	var errs []error
 	for task, ts := range alloc.TaskStates {
-		if ts.State != "running" {
-			continue
+		if ts.State == "running" {
+			errs = append(errs, c.signal(ctx, alloc, task, "SIGKILL"))
 		}
-		errs = append(errs, c.signal(ctx, alloc, task, "SIGKILL"))
 	}
 	return errors.Join(errs...)
 }
@@ -98,6 +98,7 @@ func (c *Controller) stop(ctx context.Context, job allocs.Job) error {
 
 // reap ends what is left in Nomad of a pod that is gone.
 func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry, known bool) (time.Duration, error) {
+	c.prober.Drop(uid)
 	var seen bool
 	var grace *int64
 	var namespace string

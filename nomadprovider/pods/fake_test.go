@@ -236,13 +236,18 @@ type room struct {
 	clock  *clocktesting.FakeClock
 	events *record.FakeRecorder
 	// run stands for what runs in tasks.
-	run func(taskexec.Command) (int, error)
+	run   func(taskexec.Command) (int, error)
+	check func(taskexec.Command) (int, []byte, error)
 }
 
 // tasksOf runs commands by the test.
 type tasksOf struct{ *room }
 
 func (t tasksOf) Run(_ context.Context, c taskexec.Command) (int, error) { return t.run(c) }
+
+func (t tasksOf) Check(_ context.Context, c taskexec.Command, _ time.Duration, _ int) (int, []byte, error) {
+	return t.check(c)
+}
 
 var epoch = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 

@@ -12,7 +12,7 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
-// A pod that has a companion gets the contents of its volumes through it: they
+// A pod whose volumes a companion writes gets their contents through it: they
 // are handed over by a command, so they have no bound but the client's disk, and
 // lie neither in the job nor in a Variable. The containers wait behind their
 // gates until the companion has said that the files are there.
@@ -33,9 +33,15 @@ const (
 	filesRetry = 2 * time.Second
 )
 
-// companionRun is when the pod's companion started, zero while it does not run.
-func companionRun(alloc *api.Allocation) time.Time {
-	if alloc == nil || alloc.ClientTerminalStatus() {
+// hasFiles says whether the pod's companion writes its volumes.
+func hasFiles(pod *corev1.Pod, alloc *api.Allocation) bool {
+	return alloc.TaskStates[translate.CompanionTask] != nil && translate.HasFiles(pod)
+}
+
+// filesRun is when the companion that writes the pod's volumes started, zero
+// while none runs.
+func filesRun(pod *corev1.Pod, alloc *api.Allocation) time.Time {
+	if alloc == nil || alloc.ClientTerminalStatus() || !hasFiles(pod, alloc) {
 		return time.Time{}
 	}
 	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "running" {
@@ -46,7 +52,7 @@ func companionRun(alloc *api.Allocation) time.Time {
 
 // filesReady says whether the containers may start, as far as their volumes go.
 func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
-	if alloc.TaskStates[translate.CompanionTask] == nil {
+	if !hasFiles(pod, alloc) {
 		return true
 	}
 	var ready bool
@@ -56,7 +62,7 @@ func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
 
 // handOver brings the pod's files up to date. next is when to look again.
 func (c *Controller) handOver(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, f *translate.Files) (next time.Duration, err error) {
-	run := companionRun(alloc)
+	run := filesRun(pod, alloc)
 	if f == nil || run.IsZero() {
 		c.tellCompanion(pod, alloc)
 		return 0, nil // its start comes as an event
@@ -88,7 +94,7 @@ func (c *Controller) tellCompanion(pod *corev1.Pod, alloc *api.Allocation) {
 	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "pending" && len(ts.Events) > 0 {
 		for _, e := range ts.Events {
 			if translate.StartFailure(e) {
-				c.tellMount(pod, "the companion that writes the pod's volumes does not start (virtualNodes[].companionImage): "+e.DisplayMessage)
+				c.tellMount(pod, "the pod's companion does not start (virtualNodes[].companionImage): "+e.DisplayMessage)
 				return
 			}
 		}

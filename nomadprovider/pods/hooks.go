@@ -70,8 +70,8 @@ func (c *Controller) workPostStart(pod *corev1.Pod, alloc *api.Allocation) {
 		task := translate.TaskName(ct.Name)
 		key := keyOf(task, alloc.TaskStates[task], false)
 		if done, err := c.hook(pod, alloc, ct, key, ct.Lifecycle.PostStart, hookLimit); done && err != nil {
-			if c.killContainer(pod, alloc, ct, c.Clock.Now().Add(grace(pod))) {
-				c.Recorder.Event(pod, corev1.EventTypeWarning, reasonPostStart, "PostStartHook failed: container "+ct.Name+" is stopped")
+			if c.killContainer(pod, alloc, ct, c.Clock.Now().Add(graceOf(pod, nil))) {
+				c.Recorder.Event(containerRef(pod, ct.Name), corev1.EventTypeWarning, reasonPostStart, "PostStartHook failed: container "+ct.Name+" is stopped")
 			}
 		}
 	}
@@ -107,15 +107,6 @@ func toldRunning(pod *corev1.Pod, name string, ts *api.TaskState) bool {
 		}
 	}
 	return false
-}
-
-// grace is the pod's terminationGracePeriodSeconds.
-func grace(pod *corev1.Pod) time.Duration {
-	s := int64(corev1.DefaultTerminationGracePeriodSeconds)
-	if p := pod.Spec.TerminationGracePeriodSeconds; p != nil {
-		s = *p
-	}
-	return time.Duration(s) * time.Second
 }
 
 // hook starts a hook of a run, once, and says whether and how it has ended; its

@@ -103,7 +103,7 @@ func (c *Controller) preStop(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.
 	task := translate.TaskName(ct.Name)
 	done, err := c.hook(pod, alloc, ct, keyOf(task, alloc.TaskStates[task], true), ct.Lifecycle.PreStop, left)
 	if done && err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonPreStop, "PreStopHook failed: container "+ct.Name)
+		c.Recorder.Event(containerRef(pod, ct.Name), corev1.EventTypeWarning, reasonPreStop, "PreStopHook failed: container "+ct.Name)
 	}
 	return !done
 }

@@ -203,6 +203,7 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if err != nil {
 		return 0, err
 	}
+	c.workProbes(pod, alloc)
 	again, err := c.workGates(ctx, pod, entry.Job, alloc)
 	if err != nil {
 		return 0, err
@@ -248,6 +249,7 @@ func (c *Controller) workContainers(ctx context.Context, pod *corev1.Pod, alloc 
 		return 0, nil
 	}
 	c.workPostStart(pod, alloc)
+	c.killUnhealthy(pod, alloc)
 	return c.workKills(ctx, pod, alloc)
 }
 
@@ -255,7 +257,7 @@ func (c *Controller) workContainers(ctx context.Context, pod *corev1.Pod, alloc 
 func (c *Controller) windDownBy(pod *corev1.Pod) (by time.Time) {
 	c.with(pod.UID, func(s *podState) {
 		if s.windDown.IsZero() {
-			s.windDown = c.Clock.Now().Add(grace(pod))
+			s.windDown = c.Clock.Now().Add(graceOf(pod, nil))
 		}
 		by = s.windDown
 	})
@@ -284,7 +286,7 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 		if !s.refresh.IsZero() {
 			left = s.refresh.Sub(c.Clock.Now())
 		}
-		run := companionRun(alloc)
+		run := filesRun(pod, alloc)
 		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0 || !run.IsZero() && !run.Equal(s.files.run)
 		s.dirty = false
 	})
@@ -404,6 +406,7 @@ func live(entry allocs.Entry) []*api.Allocation {
 // sidecars end with it. The job stays until the pod object is gone, for its logs.
 func (c *Controller) retire(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, known bool) error {
 	c.objects.Release(pod.UID)
+	c.prober.Drop(pod.UID)
 	if !known || entry.Job.Stopped || len(entry.Allocs) > 0 && len(live(entry)) == 0 {
 		return nil
 	}

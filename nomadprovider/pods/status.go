@@ -28,14 +28,13 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 	if alloc == nil {
 		return f
 	}
-	if n := c.nodes[pod.Spec.NodeName]; n != nil {
-		f.HostIP = n.HostIP(alloc.NodeID)
-		f.HostNetwork = n.Profile().Network == translate.NetworkHost
-	}
 	for _, ct := range containersOf(pod) {
 		f.Starting[translate.TaskName(ct.Name)] = c.postStartDue(pod, alloc, ct)
 	}
+	f.Addresses = c.addresses(pod, alloc)
+	about := c.probing(pod, alloc)
 	c.with(pod.UID, func(s *podState) {
+		f.Probed = probedFacts(pod, alloc, about, s)
 		maps.Copy(f.Messages, s.messages)
 		for task, ts := range alloc.TaskStates {
 			if _, known := s.startFailures[task]; ts.StartedAt.IsZero() {
@@ -50,6 +49,15 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 		}
 	})
 	return f
+}
+
+// addresses is what is known of the client's.
+func (c *Controller) addresses(pod *corev1.Pod, alloc *api.Allocation) translate.Addresses {
+	n := c.nodes[pod.Spec.NodeName]
+	if n == nil {
+		return translate.Addresses{}
+	}
+	return translate.Addresses{HostIP: n.HostIP(alloc.NodeID), HostNetwork: n.Profile().Network == translate.NetworkHost}
 }
 
 // formerStartFailures is, after a restart of this process, what Nomad counted
