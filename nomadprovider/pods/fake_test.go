@@ -269,7 +269,7 @@ func (r *room) restart() {
 	c.Complete()
 	r.Controller = New(Options{
 		Kube: r.kube, Nomad: client, Exec: tasksOf{r}, Cluster: "c1", Nodes: []Node{testNode{config.Profile(c.VirtualNodes[0])}},
-		Recorder: r.events, Clock: r.clock, Log: hclog.NewNullLogger(), OrphanGuard: 10 * time.Minute, Workers: 2,
+		ProbeAgent: "kube-probe/1.35", Recorder: r.events, Clock: r.clock, Log: hclog.NewNullLogger(), OrphanGuard: 10 * time.Minute, Workers: 2,
 	})
 	r.life = r.t.Context()
 }
