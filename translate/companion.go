@@ -8,8 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// CompanionTask writes the pod's volumes and probes its network. Its name can be
-// no container's.
+// CompanionTask writes the pod's volumes, and probes and calls its network. Its
+// name can be no container's.
 const CompanionTask = "pod.companion"
 
 // PowerTask presses a VM's power button when the pod is stopped. Its name can
@@ -23,7 +23,7 @@ const companionMemoryMB = 32
 func (b *builder) decideCompanion() {
 	if b.dockerShaped() && b.in.Node.CompanionImage != "" {
 		b.writesFiles = HasFiles(b.pod)
-		b.companion = b.writesFiles || b.networkProbes()
+		b.companion = b.writesFiles || b.networkProbes() || b.networkHooks()
 	}
 }
 

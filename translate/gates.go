@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -44,6 +45,14 @@ func (b *builder) hooks(c *container) {
 	if l.StopSignal != nil {
 		c.task.KillSignal = string(*l.StopSignal)
 	}
+}
+
+// networkHooks says whether a hook makes a request from within the pod's network.
+func (b *builder) networkHooks() bool {
+	return slices.ContainsFunc(b.containers(), func(c *container) bool {
+		l := c.Lifecycle
+		return l != nil && (l.PostStart != nil && l.PostStart.HTTPGet != nil || l.PreStop != nil && l.PreStop.HTTPGet != nil)
+	})
 }
 
 // canExec says whether commands can be run in the driver's tasks.

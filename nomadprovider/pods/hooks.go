@@ -67,6 +67,9 @@ func (c *Controller) workPostStart(pod *corev1.Pod, alloc *api.Allocation) {
 		if !c.postStartDue(pod, alloc, ct) {
 			continue
 		}
+		if alloc.TaskStates[translate.CompanionTask] != nil && ct.Lifecycle.PostStart.HTTPGet != nil && alloc.TaskStates[translate.CompanionTask].State != "running" {
+			continue // its start comes as an event
+		}
 		task := translate.TaskName(ct.Name)
 		key := keyOf(task, alloc.TaskStates[task], false)
 		if done, err := c.hook(pod, alloc, ct, key, ct.Lifecycle.PostStart, hookLimit); done && err != nil {
