@@ -120,6 +120,7 @@ func (r *room) do(f func()) { r.tasks.mu.Lock(); defer r.tasks.mu.Unlock(); f() 
 
 func want(t *testing.T, got string, lines ...string) {
 	t.Helper()
+	slices.Sort(lines)
 	if w := strings.Join(lines, "\n"); got != w {
 		t.Errorf("got\n%s\nwant\n%s", got, w)
 	}
