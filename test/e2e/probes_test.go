@@ -134,3 +134,22 @@ func TestSidecarProbes(t *testing.T) {
 		t.Errorf("the sidecar was up at %s, the main container started at %s", up, main)
 	}
 }
+
+// TestProbeTimeout has a command that never ends fail, and killed, each time.
+func TestProbeTimeout(t *testing.T) {
+	p := pod("late", `sleep 1000`)
+	p.Spec.Containers[0].ReadinessProbe = everySecond(command("exec sleep 4711"))
+	p.Spec.Containers[0].ReadinessProbe.TimeoutSeconds = 1
+	p = create(t, kube, namespace(t, kube), p)
+	p = await(t, kube, p, time.Minute, "running", phase(corev1.PodRunning))
+	if msg := eventOf(t, kube, p, "Unhealthy"); !strings.Contains(msg, "timed out after 1s") {
+		t.Errorf("event %q", msg)
+	}
+	for range 5 {
+		time.Sleep(time.Second)
+		out, _, _ := execIn(t, p, "c", nil, "sh", "-c", `ps | grep -c "[s]leep 4711"`)
+		if n := strings.TrimSpace(out); n != "0" && n != "1" && n != "2" {
+			t.Errorf("%s of them run", n)
+		}
+	}
+}
