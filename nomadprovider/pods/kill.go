@@ -31,7 +31,8 @@ type killing struct {
 // its stop signal first, SIGKILL when grace is over. It does what is due now and
 // says when to be called again, which is done as long as the run goes on. What
 // becomes of the container then is decided as after any other exit: Nomad's own
-// restart would not ask for the pod's restart policy or the back-off.
+// restart would not ask for the pod's restart policy or the back-off. But a VM
+// takes no signals, so Nomad's restart is all there is for one.
 func (c *Controller) killContainer(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, grace time.Duration, reason string) (again time.Duration, err error) {
 	task := translate.TaskName(ct.Name)
 	run, now := runOf(alloc, alloc.TaskStates[task]), c.Clock.Now()
@@ -47,9 +48,17 @@ func (c *Controller) killContainer(ctx context.Context, pod *corev1.Pod, alloc *
 		c.Recorder.Event(containerRef(pod, ct.Name), corev1.EventTypeNormal, reasonKilling, reason)
 	}
 	left := k.deadline.Sub(now)
+	vm := c.driver(pod) == "qemu"
 	switch {
 	case k.killed:
 		return 0, nil // its end comes as an event
+	case vm && !translate.RestartsAfter(pod, ct, false, 1):
+		return 0, nil // nothing ends it that does not start it again
+	case vm:
+		if err := c.restartTask(ctx, alloc, task); err != nil {
+			return 0, err
+		}
+		k.killed, left = true, 0
 	case left <= 0:
 		if err := c.signal(ctx, alloc, task, "SIGKILL"); err != nil {
 			return 0, err
@@ -73,6 +82,14 @@ func stopSignal(ct *corev1.Container) string {
 		return string(*ct.Lifecycle.StopSignal)
 	}
 	return "SIGTERM"
+}
+
+// restartTask has Nomad stop the task, within its kill_timeout, and start it.
+func (c *Controller) restartTask(ctx context.Context, alloc *api.Allocation, task string) error {
+	if err := c.Nomad.Allocations().Restart(alloc, task, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx)); err != nil {
+		return fmt.Errorf("restart task %s of allocation %s: %w", task, alloc.ID, err)
+	}
+	return nil
 }
 
 func (c *Controller) signal(ctx context.Context, alloc *api.Allocation, task, signal string) error {

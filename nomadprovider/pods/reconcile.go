@@ -212,10 +212,8 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if err != nil {
 		return 0, err
 	}
-	look, err := c.killUnhealthy(ctx, pod, alloc)
-	if err != nil {
-		return 0, err
-	}
+	// That one cannot be killed is no reason not to tell how the pod is.
+	look, unkilled := c.killUnhealthy(ctx, pod, alloc)
 	again = sooner(again, look)
 	again = sooner(again, refresh)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
@@ -243,7 +241,7 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 		return sooner(sooner(again, left), wait), nil
 	}
 	_, err = c.report(ctx, pod, status)
-	return sooner(again, left), err
+	return sooner(again, left), errors.Join(err, unkilled)
 }
 
 // deadline says how long the pod may still be active (activeDeadlineSeconds),
