@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -145,11 +146,10 @@ func TestProbeTimeout(t *testing.T) {
 	if msg := eventOf(t, kube, p, "Unhealthy"); !strings.Contains(msg, "timed out after 1s") {
 		t.Errorf("event %q", msg)
 	}
-	for range 5 {
-		time.Sleep(time.Second)
-		out, _, _ := execIn(t, p, "c", nil, "sh", "-c", `ps | grep -c "[s]leep 4711"`)
-		if n := strings.TrimSpace(out); n != "0" && n != "1" && n != "2" {
-			t.Errorf("%s of them run", n)
-		}
+	// Each lives for a second and a moment more; without the kill they would pile up.
+	time.Sleep(8 * time.Second)
+	out, _, _ := execIn(t, p, "c", nil, "sh", "-c", `ps | grep -c "[0-9] [s]leep 4711$"`)
+	if n, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || n > 3 {
+		t.Errorf("%q of them run", out)
 	}
 }
