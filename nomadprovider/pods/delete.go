@@ -35,7 +35,7 @@ func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry alloc
 	}
 	c.readMessages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
-	if len(live(entry)) == 0 {
+	if len(remaining(entry)) == 0 {
 		return 0, c.bury(ctx, pod, translate.Final(pod, status, c.facts(pod, alloc, "", nil)))
 	}
 	if _, err := c.report(ctx, pod, status); err != nil {
@@ -113,16 +113,20 @@ func (c *Controller) stop(ctx context.Context, job allocs.Job) error {
 
 // reap ends what is left in Nomad of a pod that is gone.
 func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry, known bool) (time.Duration, error) {
-	var seen bool
+	var seen, debugged bool
 	var grace *int64
 	var namespace string
-	c.with(uid, func(s *podState) { seen, grace, namespace = s.gone, s.grace, s.namespace })
-	if !known {
+	c.with(uid, func(s *podState) { seen, debugged, grace, namespace = s.gone, s.debugged, s.grace, s.namespace })
+	if !known && len(entry.Companions) == 0 {
 		// Nomad may have collected the job by itself; it keeps the Variables.
 		if seen {
 			if err := c.deleteVariables(ctx, allocs.Job{ID: translate.JobID(c.Cluster, uid), Namespace: namespace}); err != nil {
 				return 0, err
 			}
+		}
+		gone := allocs.Entry{Job: allocs.Job{Namespace: namespace}}
+		if err := c.purgeCompanions(ctx, gone, translate.CompanionPrefix(c.Cluster, uid), debugged); err != nil {
+			return 0, err
 		}
 		c.forget(uid)
 		return 0, nil
@@ -133,12 +137,15 @@ func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry
 			return wait, err
 		}
 	}
-	if !entry.Job.Stopped {
+	if known && !entry.Job.Stopped {
 		if err := c.stop(ctx, entry.Job); err != nil {
 			return 0, err
 		}
 	}
-	if left := live(entry); len(left) > 0 {
+	if err := c.stopCompanions(ctx, entry); err != nil {
+		return 0, err
+	}
+	if left := remaining(entry); len(left) > 0 {
 		if seen && grace != nil && *grace == 0 {
 			// Deleted by force: no more time.
 			for _, a := range left {
@@ -148,6 +155,12 @@ func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry
 			}
 		}
 		return 0, nil // its end comes as an event
+	}
+	if err := c.purgeCompanions(ctx, entry, translate.CompanionPrefix(c.Cluster, uid), known && debugged); err != nil {
+		return 0, err
+	}
+	if !known {
+		return 0, nil // that Nomad has forgotten the last comes as an event
 	}
 	if err := c.purge(ctx, entry.Job); err != nil {
 		return 0, err
@@ -170,18 +183,33 @@ func (c *Controller) purge(ctx context.Context, job allocs.Job) error {
 }
 
 func (c *Controller) deleteVariables(ctx context.Context, job allocs.Job) error {
-	q := (&api.QueryOptions{Namespace: job.Namespace}).WithContext(ctx)
-	w := (&api.WriteOptions{Namespace: job.Namespace}).WithContext(ctx)
-	vars, _, err := c.Nomad.Variables().PrefixList(translate.VariablePath(job.ID), q)
+	return c.deleteVariablesOf(ctx, job.Namespace, job.ID, func(id string) bool { return id == job.ID })
+}
+
+// deleteVariablesOf deletes the Variables of the jobs whose ID has the prefix
+// and is among those meant: a companion's ID may be the prefix of another's.
+func (c *Controller) deleteVariablesOf(ctx context.Context, namespace, prefix string, meant func(jobID string) bool) error {
+	q := (&api.QueryOptions{Namespace: namespace}).WithContext(ctx)
+	w := (&api.WriteOptions{Namespace: namespace}).WithContext(ctx)
+	vars, _, err := c.Nomad.Variables().PrefixList(translate.VariablePath(prefix), q)
 	if err != nil {
-		return fmt.Errorf("list the Variables of job %s: %w", job.ID, err)
+		return fmt.Errorf("list the Variables of job %s: %w", prefix, err)
 	}
 	for _, v := range vars {
+		if !meant(jobOf(v.Path)) {
+			continue
+		}
 		if _, err := c.Nomad.Variables().Delete(v.Path, w); err != nil {
 			return fmt.Errorf("delete Variable %s: %w", v.Path, err)
 		}
 	}
 	return nil
+}
+
+// jobOf is the ID of the job that a Variable belongs to.
+func jobOf(path string) string {
+	id, _, _ := strings.Cut(strings.TrimPrefix(path, translate.VariablePath("")), "/")
+	return id
 }
 
 // sweep finds Variables of pods that are gone together with their jobs, which
@@ -194,20 +222,31 @@ func (c *Controller) sweep(ctx context.Context) error {
 			continue
 		}
 		swept[namespace] = true
-		prefix := translate.VariablePath(translate.JobIDPrefix(c.Cluster))
-		vars, _, err := c.Nomad.Variables().PrefixList(prefix, (&api.QueryOptions{Namespace: namespace}).WithContext(ctx))
-		if err != nil {
-			return fmt.Errorf("list Variables below %s: %w", prefix, err)
-		}
-		for _, v := range vars {
-			id, _, _ := strings.Cut(strings.TrimPrefix(v.Path, translate.VariablePath("")), "/")
-			uid, ok := translate.PodUID(c.Cluster, id)
-			if _, known := c.cache.Get(uid); !ok || known || c.pod(uid) != nil {
-				continue
+		for _, prefix := range translate.JobIDPrefixes(c.Cluster) {
+			if err := c.sweepOf(ctx, namespace, translate.VariablePath(prefix)); err != nil {
+				return err
 			}
-			c.with(uid, func(s *podState) { s.gone, s.namespace = true, namespace })
-			c.enqueue(uid)
 		}
+	}
+	return nil
+}
+
+func (c *Controller) sweepOf(ctx context.Context, namespace, prefix string) error {
+	vars, _, err := c.Nomad.Variables().PrefixList(prefix, (&api.QueryOptions{Namespace: namespace}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("list Variables below %s: %w", prefix, err)
+	}
+	for _, v := range vars {
+		uid, companion, ok := translate.Owner(c.Cluster, jobOf(v.Path))
+		entry, known := c.cache.Get(uid)
+		if !ok || known || len(entry.Companions) > 0 || c.pod(uid) != nil {
+			continue
+		}
+		c.with(uid, func(s *podState) {
+			s.gone, s.namespace = true, namespace
+			s.debugged = s.debugged || companion != ""
+		})
+		c.enqueue(uid)
 	}
 	return nil
 }

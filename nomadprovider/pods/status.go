@@ -24,6 +24,7 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 		Now: c.Clock.Now(), Unplaced: unplaced, Waiting: waiting,
 		StartFailures: map[string]uint64{}, Backoff: map[string]time.Duration{}, Messages: map[string]translate.Message{},
 	}
+	c.with(pod.UID, func(s *podState) { f.Ephemeral = s.ephemeral })
 	if alloc == nil {
 		return f
 	}
