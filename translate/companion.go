@@ -112,6 +112,18 @@ func forever() *api.RestartPolicy {
 // filesTask adds the companion's task. It does nothing by itself: the pods room
 // runs its commands. A pod's containers wait for it behind their gates.
 func (b *builder) filesTask() {
+	config := map[string]any{
+		"image":           b.in.Node.CompanionImage,
+		"args":            []string{"serve"},
+		"cap_drop":        []string{"all"},
+		"cap_add":         []string{"chown", "dac_override", "fowner", "fsetid"},
+		"readonly_rootfs": true,
+	}
+	if hosts := b.extraHosts(); len(hosts) > 0 && b.ownAddress() {
+		// The first task that starts writes /etc/hosts, and it is for all
+		// (drivers/shared/hostnames/mount.go).
+		config["extra_hosts"] = hosts
+	}
 	b.group.Tasks = append(b.group.Tasks, &api.Task{
 		Name:          CompanionTask,
 		Driver:        driverDocker,
@@ -121,13 +133,7 @@ func (b *builder) filesTask() {
 		LogConfig:     &api.LogConfig{MaxFiles: new(1), MaxFileSizeMB: new(1), Disabled: new(true)},
 		Resources:     &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)},
 		RestartPolicy: forever(),
-		Config: map[string]any{
-			"image":           b.in.Node.CompanionImage,
-			"args":            []string{"serve"},
-			"cap_drop":        []string{"all"},
-			"cap_add":         []string{"chown", "dac_override", "fowner", "fsetid"},
-			"readonly_rootfs": true,
-		},
+		Config:        config,
 	})
 }
 
