@@ -116,8 +116,13 @@ func TestEphemeralContainers(t *testing.T) {
 	}
 
 	// One that runs when the pod goes, goes with it.
-	debug(t, kube, p, "second", "", "exec sleep 3600", nil)
+	asked := time.Now()
+	debug(t, kube, p, "second", "", "while true; do echo polo; sleep 2; done", func(ec *corev1.EphemeralContainer) { ec.Stdin, ec.TTY = true, true })
 	await(t, kube, p, 60*time.Second, "debugged again", func(p *corev1.Pod) bool { return ephemeralState(p, "second").Running != nil })
+	t.Logf("running %d ms after it was asked for", time.Since(asked).Milliseconds())
+	if out, _, _ := execIn(t, p, "second", nil, "echo", "marco"); out != "marco\n" {
+		t.Errorf("exec in a container with a terminal: %q", out)
+	}
 	remove(t, kube, p, nil)
 	awaitGone(t, kube, p, 30*time.Second)
 	for _, id := range []string{jobID(cluster, p), id, translate.CompanionID(cluster.ClusterID(), p.UID, "second")} {
