@@ -15,6 +15,9 @@
 // Nomad replaces the allocation for nearly every change, so what may change
 // during a pod's life lives in Variables.
 //
+// An ephemeral container, which comes while the pod runs, is a job of its own
+// ([EphemeralJob]).
+//
 // # The Variables of a job J
 //
 //	nomad/jobs/J            projected data: one item per projected key, base64

@@ -29,6 +29,9 @@ func (b *builder) fieldValue(path string) (text, error) {
 	case "status.hostIP", "status.hostIPs":
 		return text{{run: runHostIP}}, nil
 	case "status.podIP", "status.podIPs":
+		if b.podIP != "" {
+			return literal(b.podIP), nil
+		}
 		if b.ownAddress() {
 			return text{{run: runPodIP}}, nil
 		}

@@ -93,8 +93,13 @@ func TestGolden(t *testing.T) {
 // render returns the contents of a case's golden files by name.
 func render(t *testing.T, pod *corev1.Pod, in Inputs) map[string]string {
 	t.Helper()
-	out := map[string]string{}
 	res, err := Job(pod, in)
+	return renderResult(t, res, err)
+}
+
+func renderResult(t *testing.T, res *Result, err error) map[string]string {
+	t.Helper()
+	out := map[string]string{}
 	if err != nil {
 		var refused *RefusedError
 		var missing *MissingError

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -74,7 +75,8 @@ func (b *builder) hosts(c *container) map[string]any {
 	for _, a := range b.pod.Spec.HostAliases {
 		tail += a.IP + "\t" + strings.Join(a.Hostnames, "\t") + "\n"
 	}
-	v := text{{lit: head}, {run: runPodIP}, {lit: tail}}
+	address, _ := b.fieldValue("status.podIP") // a field that is there
+	v := slices.Concat(literal(head), address, literal(tail))
 	b.useRuntime(v)
 	c.task.Templates = append(c.task.Templates, &api.Template{
 		EmbeddedTmpl: new("{{ " + v.template() + " }}"),

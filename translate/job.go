@@ -32,6 +32,8 @@ type builder struct {
 	// companion says that the pod has one, and writesFiles that its containers
 	// wait for what it writes into their volumes.
 	companion, writesFiles bool
+	// podIP is the pod's address for a job that joins a pod that runs.
+	podIP string
 	// needPort asks for a port whose only use is that Nomad then tells tasks
 	// the address of the allocation.
 	needPort bool
@@ -58,8 +60,7 @@ type container struct {
 // as it is, naming every refused field, or else a [*MissingError] when the
 // pod waits for ConfigMaps or Secrets.
 func Job(pod *corev1.Pod, in Inputs) (*Result, error) {
-	b := &builder{pod: pod, in: in}
-	b.items.keys, b.fileItems.keys = map[string]string{}, map[string]string{}
+	b := newBuilder(pod, in)
 	b.runtime()
 	b.shape()
 	b.podRefusals()
@@ -73,6 +74,12 @@ func Job(pod *corev1.Pod, in Inputs) (*Result, error) {
 	b.finishNetwork()
 	b.disk()
 	return b.result()
+}
+
+func newBuilder(pod *corev1.Pod, in Inputs) *builder {
+	b := &builder{pod: pod, in: in}
+	b.items.keys, b.fileItems.keys = map[string]string{}, map[string]string{}
+	return b
 }
 
 func (b *builder) result() (*Result, error) {
@@ -231,15 +238,7 @@ func (b *builder) containers() []*container {
 
 // task adds the task of one container.
 func (b *builder) task(c *container) {
-	c.task = &api.Task{
-		Name:        TaskName(c.Name),
-		Driver:      b.row.Driver,
-		KillTimeout: new(b.gracePeriod()),
-		LogConfig:   b.logs(),
-	}
-	c.config = map[string]any{}
-	b.group.Tasks = append(b.group.Tasks, c.task)
-
+	b.newTask(c)
 	b.lifecycle(c)
 	b.restart(c)
 	b.resources(c)
@@ -253,6 +252,22 @@ func (b *builder) task(c *container) {
 		b.environment(c)
 		b.genericTask(c)
 	}
+	b.finishTask(c)
+}
+
+func (b *builder) newTask(c *container) {
+	c.task = &api.Task{
+		Name:        TaskName(c.Name),
+		Driver:      b.row.Driver,
+		KillTimeout: new(b.gracePeriod()),
+		LogConfig:   b.logs(),
+	}
+	c.config = map[string]any{}
+	b.group.Tasks = append(b.group.Tasks, c.task)
+}
+
+// finishTask adds what hangs on all the rest of the task.
+func (b *builder) finishTask(c *container) {
 	b.envTemplates(c)
 	for _, k := range sortedKeys(b.row.Config) {
 		c.config[k] = b.row.Config[k]

@@ -30,6 +30,8 @@ type Facts struct {
 	// Probed tells by task of containers whose probes are run; the others are
 	// started and ready once they run.
 	Probed map[string]Probed
+	// Ephemeral is what is known of ephemeral containers, by name.
+	Ephemeral map[string]EphemeralFacts
 	// Again is set for a pod of which nothing has started and whose job will be
 	// replaced by another; Tries is how many have failed.
 	Again bool
@@ -92,11 +94,19 @@ func ContainerID(allocID, task string) string { return "nomad://" + allocID + "/
 func AllocID(status *corev1.PodStatus) string {
 	for _, list := range [][]corev1.ContainerStatus{status.InitContainerStatuses, status.ContainerStatuses} {
 		for i := range list {
-			if rest, ok := strings.CutPrefix(list[i].ContainerID, "nomad://"); ok {
-				id, _, _ := strings.Cut(rest, "/")
+			if id := ContainerAlloc(list[i].ContainerID); id != "" {
 				return id
 			}
 		}
+	}
+	return ""
+}
+
+// ContainerAlloc is the allocation in a [ContainerID], empty when it is none.
+func ContainerAlloc(containerID string) string {
+	rest, _ := strings.CutPrefix(containerID, "nomad://")
+	if id, _, ok := strings.Cut(rest, "/"); ok && rest != containerID {
+		return id
 	}
 	return ""
 }
@@ -120,8 +130,10 @@ func Status(pod *corev1.Pod, alloc *api.Allocation, f Facts) corev1.PodStatus {
 	s.InitContainerStatuses = v.containers(pod.Spec.InitContainers, s.InitContainerStatuses, true)
 	v.initialized = initialized(pod, &s)
 	s.ContainerStatuses = v.containers(pod.Spec.Containers, s.ContainerStatuses, false)
+	s.EphemeralContainerStatuses = EphemeralStatuses(pod, f)
 	s.Phase = phase(pod, &s)
-	if over(s.Phase) && !over(pod.Status.Phase) && alloc != nil && !alloc.ClientTerminalStatus() && anyRunning(&s) {
+	runs := alloc != nil && !alloc.ClientTerminalStatus() && anyRunning(&s) || ephemeralRuns(&s)
+	if over(s.Phase) && !over(pod.Status.Phase) && runs {
 		// Whoever sees a final phase may rely on nothing running any more
 		// (pkg/kubelet/status/status_manager.go, mergePodStatus).
 		if s.Phase = pod.Status.Phase; s.Phase == "" {

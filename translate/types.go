@@ -276,6 +276,42 @@ func PodUID(cluster, jobID string) (uid types.UID, ok bool) {
 	return types.UID(rest), ok && rest != ""
 }
 
+// CompanionID is the ID of a job that runs beside a pod's own, on the same
+// client: k8sx-<cluster>-<pod UID>-<name>.
+func CompanionID(cluster string, uid types.UID, name string) string {
+	return CompanionPrefix(cluster, uid) + name
+}
+
+// CompanionPrefix is common to the companion jobs of a pod and to no others.
+func CompanionPrefix(cluster string, uid types.UID) string {
+	return companionPrefix(cluster) + string(uid) + "-"
+}
+
+func companionPrefix(cluster string) string { return "k8sx-" + cluster + "-" }
+
+// JobIDPrefixes are those of all jobs of a cluster's pods, companions included,
+// and of no others.
+func JobIDPrefixes(cluster string) []string {
+	return []string{JobIDPrefix(cluster), companionPrefix(cluster)}
+}
+
+// uidLength is how long the UIDs of the API server are (RFC 4122).
+const uidLength = 36
+
+// Owner is the inverse of [JobID] and [CompanionID]: companion is empty for the
+// pod's own job. ok is false for jobs of others, those of other clusters
+// included.
+func Owner(cluster, jobID string) (uid types.UID, companion string, ok bool) {
+	if uid, ok := PodUID(cluster, jobID); ok {
+		return uid, "", true
+	}
+	rest, ok := strings.CutPrefix(jobID, companionPrefix(cluster))
+	if !ok || len(rest) < uidLength+2 || rest[uidLength] != '-' {
+		return "", "", false
+	}
+	return types.UID(rest[:uidLength]), rest[uidLength+1:], true
+}
+
 // TaskName is the task of a container. Nomad reserves "alloc".
 func TaskName(container string) string {
 	if container == "alloc" {

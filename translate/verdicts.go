@@ -28,7 +28,8 @@ type Verdict struct {
 
 // VerdictFor returns the verdict on a field, named by its path in PodSpec in
 // the JSON form and without indexes, such as containers.env.name. Init
-// containers have those of containers.
+// containers have those of containers, and so have ephemeral ones but for what
+// is said of them alone.
 func VerdictFor(path string) (Verdict, bool) {
 	if rest, ok := strings.CutPrefix(path, "initContainers."); ok {
 		path = "containers." + rest
@@ -39,6 +40,9 @@ func VerdictFor(path string) (Verdict, bool) {
 	for at := path; ; {
 		i := strings.LastIndexByte(at, '.')
 		if i < 0 {
+			if rest, ok := strings.CutPrefix(path, "ephemeralContainers."); ok {
+				return VerdictFor("containers." + rest)
+			}
 			return Verdict{}, false
 		}
 		at = at[:i]
@@ -57,6 +61,8 @@ const (
 	textWindows = "Windows containers are not supported"
 	textCreated = "the value when the pod was created"
 	textVolume  = "volumes of this type are not supported on Nomad"
+	// textForbidden is for what the API server does not take.
+	textForbidden = "Kubernetes does not allow it in ephemeral containers"
 )
 
 // verdicts holds one entry for every field of PodSpec, and entries ending in
@@ -71,7 +77,6 @@ var verdicts = map[string]Verdict{
 	"dnsConfig.searches":            {Carried, "as Nomad's dns block"},
 	"dnsPolicy":                     {Approximated, "ClusterFirst needs virtualNodes[].clusterDNS; the client's own search domains are not added to the cluster's"},
 	"enableServiceLinks":            {Carried, "as variables, with the kubelet's names"},
-	"ephemeralContainers.*":         {Approximated, "kubectl debug is not there yet: they are not run; a pod cannot be created with them"},
 	"hostAliases.hostnames":         {Carried, "in /etc/hosts"},
 	"hostAliases.ip":                {Carried, "in /etc/hosts"},
 	"hostIPC":                       {Carried, textHost},
@@ -104,6 +109,22 @@ var verdicts = map[string]Verdict{
 	"tolerations.*":                 {Scheduler, "of the virtual node's taints"},
 	"topologySpreadConstraints.*":   {Scheduler, "among Nodes; a virtual node is one of them"},
 	"workloadRef.*":                 {Approximated, "Nomad places each pod on its own; a note says so"},
+
+	"ephemeralContainers.image":                    {Carried, "of pods whose containers run on the docker driver; a job of its own on the pod's Nomad client, once a container of the pod has started"},
+	"ephemeralContainers.lifecycle.*":              {Kept, textForbidden},
+	"ephemeralContainers.livenessProbe.*":          {Kept, textForbidden},
+	"ephemeralContainers.name":                     {Approximated, "as the job's name and the task's; refused where values of objects are projected and the path of their Variable would be longer than Nomad takes"},
+	"ephemeralContainers.ports.*":                  {Kept, textForbidden},
+	"ephemeralContainers.readinessProbe.*":         {Kept, textForbidden},
+	"ephemeralContainers.resizePolicy.*":           {Kept, textForbidden},
+	"ephemeralContainers.resources.*":              {Kept, textForbidden},
+	"ephemeralContainers.restartPolicy":            {Kept, textForbidden},
+	"ephemeralContainers.restartPolicyRules.*":     {Kept, textForbidden},
+	"ephemeralContainers.startupProbe.*":           {Kept, textForbidden},
+	"ephemeralContainers.targetContainerName":      {Approximated, "the target's processes are seen; the container ends when the target restarts"},
+	"ephemeralContainers.volumeMounts.name":        {Approximated, "refused for a volume that no other container mounts, and for memory that is its container's own"},
+	"ephemeralContainers.volumeMounts.subPath":     {Kept, textForbidden},
+	"ephemeralContainers.volumeMounts.subPathExpr": {Kept, textForbidden},
 
 	"securityContext.appArmorProfile.localhostProfile": {Carried, textHost},
 	"securityContext.appArmorProfile.type":             {Carried, "others than RuntimeDefault " + textHost},

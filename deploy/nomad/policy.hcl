@@ -31,6 +31,10 @@ namespace "default" {
     path "nomad/jobs/k8s-*" {
       capabilities = ["list", "read", "write", "destroy"]
     }
+    # The same for jobs beside a pod's own: ephemeral containers.
+    path "nomad/jobs/k8sx-*" {
+      capabilities = ["list", "read", "write", "destroy"]
+    }
   }
 }
 

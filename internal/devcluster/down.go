@@ -72,7 +72,7 @@ func (c *Cluster) ourJobs(client *api.Client) ([]*api.JobListStub, error) {
 		return jobs, err
 	}
 	return slices.DeleteFunc(jobs, func(j *api.JobListStub) bool {
-		return !strings.HasPrefix(j.ID, translate.JobIDPrefix(c.opts.ClusterID)) && !strings.HasPrefix(j.ID, "k8sx-"+c.opts.ClusterID+"-")
+		return !slices.ContainsFunc(translate.JobIDPrefixes(c.opts.ClusterID), func(p string) bool { return strings.HasPrefix(j.ID, p) })
 	}), nil
 }
 

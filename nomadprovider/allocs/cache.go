@@ -2,6 +2,8 @@ package allocs
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 
@@ -28,11 +30,15 @@ type Job struct {
 // Entry is the view of one pod. It is a copy; the allocations are shared and
 // must not be changed.
 type Entry struct {
+	// Job is the pod's own; without an ID when only companions are left.
 	Job Job
 	// Allocs are the job's allocations, oldest first.
 	Allocs []*api.Allocation
 	// Unplaced says why the last evaluation found no place, until one does.
 	Unplaced string
+	// Companions are the jobs beside the pod's own, by the name in their ID. They
+	// have none themselves.
+	Companions map[string]Entry
 }
 
 // Cache is safe for concurrent use.
@@ -41,9 +47,31 @@ type Cache struct {
 	log     hclog.Logger
 	notify  func(types.UID)
 
-	mu      sync.RWMutex
-	entries map[types.UID]*Entry
-	spaces  []*space
+	mu sync.RWMutex
+	// jobs are those of each pod, by companion name; its own has none.
+	jobs   map[types.UID]map[string]*Entry
+	spaces []*space
+}
+
+// jobKey is what a job's ID tells: whose it is, and its name if it is a companion.
+type jobKey struct {
+	uid       types.UID
+	companion string
+}
+
+func (c *Cache) key(jobID string) (k jobKey, ok bool) {
+	k.uid, k.companion, ok = translate.Owner(c.cluster, jobID)
+	return k, ok
+}
+
+// entry returns what is known of a job, nil for nothing. The caller holds the lock.
+func (c *Cache) entry(k jobKey) *Entry { return c.jobs[k.uid][k.companion] }
+
+// forget drops what is known of a job. The caller holds the lock.
+func (c *Cache) forget(k jobKey) {
+	if delete(c.jobs[k.uid], k.companion); len(c.jobs[k.uid]) == 0 {
+		delete(c.jobs, k.uid)
+	}
 }
 
 // space is the part of the view that one Nomad namespace holds.
@@ -59,7 +87,7 @@ type space struct {
 // New makes a cache of the cluster's jobs in namespaces. notify is called,
 // without locks held, for every pod whose entry changed.
 func New(client *api.Client, namespaces []string, cluster string, notify func(types.UID), log hclog.Logger) *Cache {
-	c := &Cache{cluster: cluster, log: log, notify: notify, entries: map[types.UID]*Entry{}}
+	c := &Cache{cluster: cluster, log: log, notify: notify, jobs: map[types.UID]map[string]*Entry{}}
 	for _, ns := range namespaces {
 		c.spaces = append(c.spaces, &space{client: client, namespace: ns, synced: make(chan struct{})})
 	}
@@ -120,34 +148,44 @@ func (c *Cache) Current() error {
 	return nil
 }
 
-// Get returns the view of a pod; ok is false when Nomad has no job of it.
-func (c *Cache) Get(uid types.UID) (Entry, bool) {
+// Get returns the view of a pod; ok is false when Nomad has no job of it, though
+// it may have companions.
+func (c *Cache) Get(uid types.UID) (e Entry, ok bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	e, ok := c.entries[uid]
-	if !ok {
-		return Entry{}, false
+	if own := c.jobs[uid][""]; own != nil {
+		e, ok = own.copy(), true
 	}
-	out := *e
-	out.Allocs = append([]*api.Allocation(nil), e.Allocs...)
-	return out, true
+	for name, companion := range c.jobs[uid] {
+		if name == "" {
+			continue
+		}
+		if e.Companions == nil {
+			e.Companions = map[string]Entry{}
+		}
+		e.Companions[name] = companion.copy()
+	}
+	return e, ok
 }
 
-// UIDs are the pods that Nomad has a job of.
+func (e *Entry) copy() Entry {
+	out := *e
+	out.Allocs = append([]*api.Allocation(nil), e.Allocs...)
+	return out
+}
+
+// UIDs are the pods that Nomad has a job of, be it a companion's.
 func (c *Cache) UIDs() []types.UID {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	out := make([]types.UID, 0, len(c.entries))
-	for uid := range c.entries {
-		out = append(out, uid)
-	}
-	return out
+	return slices.Collect(maps.Keys(c.jobs))
 }
 
 // Registered tells the cache of a job that was registered just now, before its
 // event arrives, so that nobody registers it a second time.
 func (c *Cache) Registered(uid types.UID, j Job) {
-	c.update(uid, func(e *Entry) bool {
+	_, companion, _ := translate.Owner(c.cluster, j.ID)
+	c.update(jobKey{uid, companion}, func(e *Entry) bool {
 		if j.ModifyIndex < e.Job.ModifyIndex {
 			return false
 		}
@@ -158,46 +196,49 @@ func (c *Cache) Registered(uid types.UID, j Job) {
 
 // drop forgets a job that Nomad has forgotten, unless a later one of the same
 // ID has taken its place.
-func (c *Cache) drop(uid types.UID, createIndex uint64) {
+func (c *Cache) drop(k jobKey, createIndex uint64) {
 	c.mu.Lock()
-	e := c.entries[uid]
+	e := c.entry(k)
 	gone := e != nil && e.Job.CreateIndex <= createIndex
 	if gone {
-		delete(c.entries, uid)
+		c.forget(k)
 	}
 	c.mu.Unlock()
 	if gone {
-		c.notify(uid)
+		c.notify(k.uid)
 	}
 }
 
 // amend changes the entry of a job that is known. The event of a job comes
 // before those of its allocations, and what comes after its end is of no use.
-func (c *Cache) amend(uid types.UID, change func(*Entry) bool) {
-	c.change(uid, false, change)
+func (c *Cache) amend(k jobKey, change func(*Entry) bool) {
+	c.change(k, false, change)
 }
 
 // update changes one entry, making it if need be; change returns whether the
 // pods room should look.
-func (c *Cache) update(uid types.UID, change func(*Entry) bool) {
-	c.change(uid, true, change)
+func (c *Cache) update(k jobKey, change func(*Entry) bool) {
+	c.change(k, true, change)
 }
 
-func (c *Cache) change(uid types.UID, create bool, change func(*Entry) bool) {
+func (c *Cache) change(k jobKey, create bool, change func(*Entry) bool) {
 	c.mu.Lock()
-	e := c.entries[uid]
+	e := c.entry(k)
 	if e == nil {
 		if !create {
 			c.mu.Unlock()
 			return
 		}
 		e = &Entry{}
-		c.entries[uid] = e
+		if c.jobs[k.uid] == nil {
+			c.jobs[k.uid] = map[string]*Entry{}
+		}
+		c.jobs[k.uid][k.companion] = e
 	}
 	tell := change(e)
 	c.mu.Unlock()
 	if tell {
-		c.notify(uid)
+		c.notify(k.uid)
 	}
 }
 
@@ -250,7 +291,7 @@ func (c *Cache) ours(ev nomadstream.Event) bool {
 		return true
 	}
 	for _, k := range ev.FilterKeys {
-		if _, ok := translate.PodUID(c.cluster, k); ok {
+		if _, ok := c.key(k); ok {
 			return true
 		}
 	}
@@ -265,11 +306,11 @@ func (c *Cache) handleAlloc(ev nomadstream.Event) error {
 	if err != nil || a == nil {
 		return err
 	}
-	uid, ok := translate.PodUID(c.cluster, a.JobID)
+	k, ok := c.key(a.JobID)
 	if !ok {
 		return nil
 	}
-	c.amend(uid, func(e *Entry) bool { return e.putAlloc(a) })
+	c.amend(k, func(e *Entry) bool { return e.putAlloc(a) })
 	return nil
 }
 
@@ -281,7 +322,7 @@ func (c *Cache) handleEval(ev nomadstream.Event) error {
 	if err != nil || v == nil {
 		return err
 	}
-	uid, ok := translate.PodUID(c.cluster, v.JobID)
+	k, ok := c.key(v.JobID)
 	if !ok {
 		return nil
 	}
@@ -289,7 +330,7 @@ func (c *Cache) handleEval(ev nomadstream.Event) error {
 	if m == nil {
 		return nil
 	}
-	c.amend(uid, func(e *Entry) bool { return e.setUnplaced(translate.UnplacedReason(m)) })
+	c.amend(k, func(e *Entry) bool { return e.setUnplaced(translate.UnplacedReason(m)) })
 	return nil
 }
 
@@ -306,7 +347,7 @@ func (e *Entry) setUnplaced(reason string) bool {
 }
 
 func (c *Cache) handleJob(ev nomadstream.Event) error {
-	uid, ok := translate.PodUID(c.cluster, ev.Key)
+	k, ok := c.key(ev.Key)
 	if !ok {
 		return nil
 	}
@@ -315,10 +356,10 @@ func (c *Cache) handleJob(ev nomadstream.Event) error {
 		return err
 	}
 	if deleted {
-		c.drop(uid, j.CreateIndex)
+		c.drop(k, j.CreateIndex)
 		return nil
 	}
-	c.update(uid, func(e *Entry) bool { return e.putJob(fromHead(j)) })
+	c.update(k, func(e *Entry) bool { return e.putJob(fromHead(j)) })
 	return nil
 }
 

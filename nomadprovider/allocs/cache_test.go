@@ -102,6 +102,49 @@ func TestEvents(t *testing.T) {
 	v.gone("u")
 }
 
+const companionUID = "6f1c7a52-3f0e-4f0b-9a51-0d2b1c3e4f51"
+
+// The jobs beside a pod's own are part of its view, and go by themselves.
+func TestCompanions(t *testing.T) {
+	n := newNomad(t)
+	one, two := translate.CompanionID(cluster, companionUID, "one"), translate.CompanionID(cluster, companionUID, "two")
+	n.jobs = []*api.JobListStub{jobStub(id(companionUID), 10), jobStub(one, 10), jobStub("k8sx-c2-"+companionUID+"-one", 10)}
+	n.allocs = []*api.AllocationListStub{allocStub(id(companionUID), "a", 50, "pending"), allocStub(one, "e1", 51, "running")}
+	v := watch(t, n)
+	v.told(companionUID)
+	v.told(companionUID)
+	e := v.entry(companionUID)
+	if len(e.Allocs) != 1 || e.Allocs[0].ID != "a" || len(e.Companions) != 1 || e.Companions["one"].Allocs[0].ID != "e1" {
+		t.Fatalf("%+v", e)
+	}
+	n.change(func() {
+		if slices.Contains(n.requests, "/v1/allocation/e1") {
+			t.Error("a companion's network was read")
+		}
+	})
+	v.Registered(companionUID, Job{ID: two, Namespace: "default", CreateIndex: 40, ModifyIndex: 101})
+	n.sendAlloc(two, "e2", 102, "running")
+	v.told(companionUID)
+	if e = v.entry(companionUID); e.Companions["two"].Allocs[0].ID != "e2" || len(e.Allocs) != 1 {
+		t.Errorf("%+v", e)
+	}
+	n.sendJob(one, 103, true, true)
+	v.told(companionUID)
+	n.sendJob(id(companionUID), 104, true, true)
+	v.told(companionUID)
+	// The pod's own is gone; what is beside it is still seen.
+	e, ok := v.Get(companionUID)
+	if ok || len(e.Companions) != 1 || e.Companions["two"].Job.ID != two || !slices.Contains(v.UIDs(), companionUID) {
+		t.Errorf("%v %+v", ok, e)
+	}
+	n.change(func() { n.index, n.jobs, n.allocs = 200, nil, nil })
+	n.reconnect()
+	v.told(companionUID)
+	if e, _ := v.Get(companionUID); len(e.Companions) != 0 || len(v.UIDs()) != 0 {
+		t.Errorf("%+v", e)
+	}
+}
+
 func TestPurgeOfAFormerJob(t *testing.T) {
 	n := newNomad(t)
 	v := watch(t, n)

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
@@ -34,13 +34,13 @@ func (c *Cache) list(ctx context.Context, s *space) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	for uid, j := range jobs {
-		c.update(uid, func(e *Entry) bool {
+	for k, j := range jobs {
+		c.update(k, func(e *Entry) bool {
 			tell := e.putJob(j)
-			for _, a := range allocs[uid] {
+			for _, a := range allocs[k] {
 				tell = e.putAlloc(a) || tell
 			}
-			if reason := unplaced[uid]; reason != "" {
+			if reason := unplaced[k]; reason != "" {
 				tell = e.setUnplaced(reason) || tell
 			}
 			return tell
@@ -51,57 +51,64 @@ func (c *Cache) list(ctx context.Context, s *space) (uint64, error) {
 }
 
 // dropMissing forgets the jobs that were in the namespace and are not any more.
-func (c *Cache) dropMissing(s *space, jobs map[types.UID]Job, index uint64) {
-	var gone []types.UID
+func (c *Cache) dropMissing(s *space, jobs map[jobKey]Job, index uint64) {
+	var gone []jobKey
 	c.mu.Lock()
-	for uid, e := range c.entries {
-		if _, ok := jobs[uid]; ok || e.Job.Namespace != s.namespace {
-			continue
-		}
-		// A job registered after the list was taken is not missing.
-		if e.Job.ModifyIndex > index {
-			continue
-		}
-		delete(c.entries, uid)
-		gone = append(gone, uid)
-	}
-	c.mu.Unlock()
-	for _, uid := range gone {
-		c.notify(uid)
-	}
-}
-
-func (c *Cache) listJobs(ctx context.Context, s *space) (map[types.UID]Job, uint64, error) {
-	out := map[types.UID]Job{}
-	q := (&api.QueryOptions{Namespace: s.namespace, Prefix: translate.JobIDPrefix(c.cluster), PerPage: pageSize}).WithContext(ctx)
-	var index uint64
-	for {
-		stubs, meta, err := s.client.Jobs().List(q)
-		if err != nil {
-			return nil, 0, err
-		}
-		if index == 0 {
-			index = meta.LastIndex
-		}
-		for _, j := range stubs {
-			if uid, ok := translate.PodUID(c.cluster, j.ID); ok {
-				out[uid] = Job{ID: j.ID, Name: j.Name, Namespace: s.namespace, Stopped: j.Stop, CreateIndex: j.CreateIndex, ModifyIndex: j.ModifyIndex}
+	for uid, known := range c.jobs {
+		for companion, e := range known {
+			k := jobKey{uid, companion}
+			if _, ok := jobs[k]; ok || e.Job.Namespace != s.namespace {
+				continue
+			}
+			// A job registered after the list was taken is not missing.
+			if e.Job.ModifyIndex <= index {
+				gone = append(gone, k)
 			}
 		}
-		if q.NextToken = meta.NextToken; q.NextToken == "" {
-			return out, index, nil
-		}
+	}
+	for _, k := range gone {
+		c.forget(k)
+	}
+	c.mu.Unlock()
+	for _, k := range gone {
+		c.notify(k.uid)
 	}
 }
 
-func (c *Cache) listAllocs(ctx context.Context, s *space) (map[types.UID][]*api.Allocation, error) {
+// listJobs returns the jobs of all pods, and the index that the first list was
+// taken at.
+func (c *Cache) listJobs(ctx context.Context, s *space) (map[jobKey]Job, uint64, error) {
+	out := map[jobKey]Job{}
+	var index uint64
+	for _, prefix := range translate.JobIDPrefixes(c.cluster) {
+		q := (&api.QueryOptions{Namespace: s.namespace, Prefix: prefix, PerPage: pageSize}).WithContext(ctx)
+		for more := true; more; more = q.NextToken != "" {
+			stubs, meta, err := s.client.Jobs().List(q)
+			if err != nil {
+				return nil, 0, err
+			}
+			if index == 0 {
+				index = meta.LastIndex
+			}
+			for _, j := range stubs {
+				if k, ok := c.key(j.ID); ok {
+					out[k] = Job{ID: j.ID, Name: j.Name, Namespace: s.namespace, Stopped: j.Stop, CreateIndex: j.CreateIndex, ModifyIndex: j.ModifyIndex}
+				}
+			}
+			q.NextToken = meta.NextToken
+		}
+	}
+	return out, index, nil
+}
+
+func (c *Cache) listAllocs(ctx context.Context, s *space) (map[jobKey][]*api.Allocation, error) {
 	q := (&api.QueryOptions{
 		Namespace: s.namespace,
-		Filter:    fmt.Sprintf("JobID matches %q", "^"+translate.JobIDPrefix(c.cluster)),
+		Filter:    fmt.Sprintf("JobID matches %q", "^("+strings.Join(translate.JobIDPrefixes(c.cluster), "|")+")"),
 		PerPage:   pageSize,
 		Params:    map[string]string{"task_states": "true"},
 	}).WithContext(ctx)
-	out := map[types.UID][]*api.Allocation{}
+	out := map[jobKey][]*api.Allocation{}
 	for {
 		stubs, meta, err := s.client.Allocations().List(q)
 		if err != nil {
@@ -112,8 +119,8 @@ func (c *Cache) listAllocs(ctx context.Context, s *space) (map[types.UID][]*api.
 			return nil, err
 		}
 		for _, a := range page {
-			if uid, ok := translate.PodUID(c.cluster, a.JobID); ok {
-				out[uid] = append(out[uid], a)
+			if k, ok := c.key(a.JobID); ok {
+				out[k] = append(out[k], a)
 			}
 		}
 		if q.NextToken = meta.NextToken; q.NextToken == "" {
@@ -149,11 +156,16 @@ func (c *Cache) fill(ctx context.Context, s *space, stubs []*api.AllocationListS
 	return out, g.Wait()
 }
 
+// hasNetwork says whether the network status of an allocation need not be read:
+// it is known, or the allocation is a companion's, which has no network of its own.
 func (c *Cache) hasNetwork(stub *api.AllocationListStub) bool {
-	uid, _ := translate.PodUID(c.cluster, stub.JobID)
+	k, _ := c.key(stub.JobID)
+	if k.companion != "" {
+		return true
+	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if e := c.entries[uid]; e != nil {
+	if e := c.entry(k); e != nil {
 		for _, a := range e.Allocs {
 			if a.ID == stub.ID && a.NetworkStatus != nil {
 				return true
@@ -175,10 +187,10 @@ func fromStub(s *api.AllocationListStub) *api.Allocation {
 }
 
 // listUnplaced asks for the evaluations of running jobs without an allocation.
-func (c *Cache) listUnplaced(ctx context.Context, s *space, jobs map[types.UID]Job, allocs map[types.UID][]*api.Allocation) (map[types.UID]string, error) {
-	out := map[types.UID]string{}
-	for uid, j := range jobs {
-		if j.Stopped || len(allocs[uid]) > 0 {
+func (c *Cache) listUnplaced(ctx context.Context, s *space, jobs map[jobKey]Job, allocs map[jobKey][]*api.Allocation) (map[jobKey]string, error) {
+	out := map[jobKey]string{}
+	for k, j := range jobs {
+		if j.Stopped || len(allocs[k]) > 0 {
 			continue
 		}
 		evals, _, err := s.client.Jobs().Evaluations(j.ID, (&api.QueryOptions{Namespace: s.namespace}).WithContext(ctx))
@@ -188,7 +200,7 @@ func (c *Cache) listUnplaced(ctx context.Context, s *space, jobs map[types.UID]J
 		var latest uint64
 		for _, e := range evals {
 			if m := e.FailedTGAllocs[translate.GroupName]; m != nil && e.ModifyIndex >= latest {
-				latest, out[uid] = e.ModifyIndex, translate.UnplacedReason(m)
+				latest, out[k] = e.ModifyIndex, translate.UnplacedReason(m)
 			}
 		}
 	}

@@ -180,6 +180,11 @@ func (d *Doctor) attempts(namespace, pool string) []attempt {
 			_, _, err := n.Variables().PrefixList("nomad/jobs/k8s-", q)
 			return err
 		}},
+		{"list variables of companions", "variables on nomad/jobs/k8sx-*", "ephemeral containers with values of ConfigMaps or Secrets do not start", false, func(q *api.QueryOptions) error {
+			q.PerPage = 1
+			_, _, err := n.Variables().PrefixList("nomad/jobs/k8sx-", q)
+			return err
+		}},
 		{"list clients", "node read", "the node has no capacity, and pods are not scheduled", true, func(q *api.QueryOptions) error {
 			q.PerPage = 1
 			_, _, err := n.Nodes().List(q)

@@ -12,6 +12,9 @@
 // Messages and codes are the kubelet's, so that kubectl shows what its users
 // know.
 //
+// An ephemeral container is found by its name like any other, in the allocation
+// that its status tells.
+//
 // # Logs
 //
 // Nomad keeps a container's stdout and stderr as two series of files without

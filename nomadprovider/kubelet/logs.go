@@ -197,14 +197,16 @@ func runtimeClass(p *corev1.Pod) string {
 // or over, or it has ended and its restart policy leaves it so.
 func (s *Server) ended(t *target) bool {
 	pod, alloc, err := s.o.Pods.Find(t.pod.Namespace, t.pod.Name)
-	if err != nil || pod == nil || pod.UID != t.pod.UID || alloc != t.allocID {
+	if err != nil || pod == nil || pod.UID != t.pod.UID {
+		return true
+	}
+	now := &target{pod: pod, container: t.container, allocID: alloc}
+	if now.locate(); now.allocID != t.allocID {
 		return true
 	}
 	if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 		return true
 	}
-	now := &target{pod: pod, container: t.container}
-	now.locate()
 	if now.status == nil || now.status.State.Terminated == nil {
 		return false
 	}

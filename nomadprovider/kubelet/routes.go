@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 func (s *Server) routes() http.Handler {
@@ -115,6 +117,13 @@ func (t *target) locate() bool {
 			if list[i].Name == t.container {
 				t.status = &list[i]
 			}
+		}
+	}
+	if t.ephemeral {
+		// Not the pod's allocation, but one of its own.
+		t.allocID = ""
+		if t.status != nil {
+			t.allocID = translate.ContainerAlloc(t.status.ContainerID)
 		}
 	}
 	return found

@@ -24,6 +24,16 @@ type retry struct {
 	at    time.Time
 }
 
+// after is where things stand once alloc has failed.
+func (r retry) after(alloc string, now time.Time) retry {
+	if r.alloc == alloc {
+		return r
+	}
+	// The first pause of the kubelet's image back-off is 10 s already.
+	pause := (&crash{level: r.tries + 2}).backoff()
+	return retry{alloc: alloc, tries: r.tries + 1, at: now.Add(pause)}
+}
+
 // unstartable says whether nothing of the pod has ever started and Nomad will
 // not try again by itself.
 func unstartable(pod *corev1.Pod, alloc *api.Allocation) bool {
@@ -53,12 +63,7 @@ func (c *Controller) startAgain(ctx context.Context, pod *corev1.Pod, entry allo
 	var r retry
 	c.with(pod.UID, func(s *podState) {
 		delete(c.starting, pod.UID)
-		if s.retry.alloc != alloc.ID {
-			tries := s.retry.tries + 1
-			// The first pause of the kubelet's image back-off is 10 s already.
-			pause := (&crash{level: tries + 1}).backoff()
-			s.retry = retry{alloc: alloc.ID, tries: tries, at: c.Clock.Now().Add(pause)}
-		}
+		s.retry = s.retry.after(alloc.ID, c.Clock.Now())
 		r = s.retry
 	})
 	f := c.facts(pod, alloc, "", nil)

@@ -112,6 +112,12 @@ type podState struct {
 	probed map[string]*probed
 	// retry is kept while nothing of the pod has started; see again.go.
 	retry retry
+	// ephemeral is what the last look found of the ephemeral containers, and
+	// ephemeralRetry is kept of those that could not be started.
+	ephemeral      map[string]translate.EphemeralFacts
+	ephemeralRetry map[string]retry
+	// debugged says of a pod that is gone that it had ephemeral containers.
+	debugged bool
 }
 
 const byUID = "uid"
@@ -231,7 +237,10 @@ func (c *Controller) podDeleted(x any) {
 	switch x := x.(type) {
 	case *corev1.Pod:
 		namespace := c.nodes[x.Spec.NodeName].Profile().Namespace
-		c.with(x.UID, func(s *podState) { s.gone, s.grace, s.namespace = true, x.DeletionGracePeriodSeconds, namespace })
+		c.with(x.UID, func(s *podState) {
+			s.gone, s.grace, s.namespace = true, x.DeletionGracePeriodSeconds, namespace
+			s.debugged = len(x.Spec.EphemeralContainers) > 0
+		})
 		c.enqueue(x.UID)
 	case cache.DeletedFinalStateUnknown:
 		if pod, ok := x.Obj.(*corev1.Pod); ok {

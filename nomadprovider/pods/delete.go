@@ -32,18 +32,14 @@ func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry alloc
 		}
 		return c.terminateUnplaced(ctx, pod, entry)
 	}
-	// The API server cuts the time to whole seconds; nobody is to get less than
-	// was granted. Nomad's own kill timeout, frozen when a task starts
-	// (client/allocrunner/taskrunner/driver_handle.go), knows nothing of a
-	// deletion with less time, nor of what hooks and sidecars took.
-	again, err := c.windDown(ctx, pod, entry, alloc, pod.DeletionTimestamp.Add(time.Second))
+	again, err := c.windDown(ctx, pod, entry, alloc, deadlineOf(pod))
 	if err != nil {
 		return 0, err
 	}
 	c.workProbes(pod, alloc)
 	c.readMessages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
-	if len(live(entry)) == 0 {
+	if len(remaining(entry)) == 0 {
 		return 0, c.bury(ctx, pod, translate.Final(pod, status, c.facts(pod, alloc, "", nil)))
 	}
 	return again, c.report(ctx, pod, status)
@@ -59,6 +55,21 @@ func (c *Controller) terminateUnplaced(ctx context.Context, pod *corev1.Pod, ent
 		return time.Second, nil // its event is on the way
 	}
 	return 0, c.bury(ctx, pod, pod.Status)
+}
+
+// deadlineOf is when a pod that is being deleted is to have ended. The API server
+// cuts the time to whole seconds; nobody is to get less than was granted.
+func deadlineOf(pod *corev1.Pod) time.Time { return pod.DeletionTimestamp.Add(time.Second) }
+
+// killAt kills what still runs at the deadline, and says until then how long
+// that is. Nomad's own kill timeout, frozen when a task starts
+// (client/allocrunner/taskrunner/driver_handle.go), knows nothing of a deletion
+// with less time, nor of what hooks and sidecars took.
+func (c *Controller) killAt(ctx context.Context, alloc *api.Allocation, deadline time.Time) (time.Duration, error) {
+	if left := deadline.Sub(c.Clock.Now()); left > 0 {
+		return left, nil
+	}
+	return minimumGrace, c.kill(ctx, alloc)
 }
 
 // kill sends SIGKILL to every running task.
@@ -99,16 +110,20 @@ func (c *Controller) stop(ctx context.Context, job allocs.Job) error {
 // reap ends what is left in Nomad of a pod that is gone.
 func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry, known bool) (time.Duration, error) {
 	c.prober.Drop(uid)
-	var seen bool
+	var seen, debugged bool
 	var grace *int64
 	var namespace string
-	c.with(uid, func(s *podState) { seen, grace, namespace = s.gone, s.grace, s.namespace })
-	if !known {
+	c.with(uid, func(s *podState) { seen, debugged, grace, namespace = s.gone, s.debugged, s.grace, s.namespace })
+	if !known && len(entry.Companions) == 0 {
 		// Nomad may have collected the job by itself; it keeps the Variables.
 		if seen {
 			if err := c.deleteVariables(ctx, allocs.Job{ID: translate.JobID(c.Cluster, uid), Namespace: namespace}); err != nil {
 				return 0, err
 			}
+		}
+		gone := allocs.Entry{Job: allocs.Job{Namespace: namespace}}
+		if err := c.purgeCompanions(ctx, gone, translate.CompanionPrefix(c.Cluster, uid), debugged); err != nil {
+			return 0, err
 		}
 		c.forget(uid)
 		return 0, nil
@@ -119,12 +134,15 @@ func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry
 			return wait, err
 		}
 	}
-	if !entry.Job.Stopped {
+	if known && !entry.Job.Stopped {
 		if err := c.stop(ctx, entry.Job); err != nil {
 			return 0, err
 		}
 	}
-	if left := live(entry); len(left) > 0 {
+	if err := c.stopCompanions(ctx, entry); err != nil {
+		return 0, err
+	}
+	if left := remaining(entry); len(left) > 0 {
 		if seen && grace != nil && *grace == 0 {
 			// Deleted by force: no more time.
 			for _, a := range left {
@@ -134,6 +152,12 @@ func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry
 			}
 		}
 		return 0, nil // its end comes as an event
+	}
+	if err := c.purgeCompanions(ctx, entry, translate.CompanionPrefix(c.Cluster, uid), known && debugged); err != nil {
+		return 0, err
+	}
+	if !known {
+		return 0, nil // that Nomad has forgotten the last comes as an event
 	}
 	if err := c.purge(ctx, entry.Job); err != nil {
 		return 0, err
@@ -156,18 +180,33 @@ func (c *Controller) purge(ctx context.Context, job allocs.Job) error {
 }
 
 func (c *Controller) deleteVariables(ctx context.Context, job allocs.Job) error {
-	q := (&api.QueryOptions{Namespace: job.Namespace}).WithContext(ctx)
-	w := (&api.WriteOptions{Namespace: job.Namespace}).WithContext(ctx)
-	vars, _, err := c.Nomad.Variables().PrefixList(translate.VariablePath(job.ID), q)
+	return c.deleteVariablesOf(ctx, job.Namespace, job.ID, func(id string) bool { return id == job.ID })
+}
+
+// deleteVariablesOf deletes the Variables of the jobs whose ID has the prefix
+// and is among those meant: a companion's ID may be the prefix of another's.
+func (c *Controller) deleteVariablesOf(ctx context.Context, namespace, prefix string, meant func(jobID string) bool) error {
+	q := (&api.QueryOptions{Namespace: namespace}).WithContext(ctx)
+	w := (&api.WriteOptions{Namespace: namespace}).WithContext(ctx)
+	vars, _, err := c.Nomad.Variables().PrefixList(translate.VariablePath(prefix), q)
 	if err != nil {
-		return fmt.Errorf("list the Variables of job %s: %w", job.ID, err)
+		return fmt.Errorf("list the Variables of job %s: %w", prefix, err)
 	}
 	for _, v := range vars {
+		if !meant(jobOf(v.Path)) {
+			continue
+		}
 		if _, err := c.Nomad.Variables().Delete(v.Path, w); err != nil {
 			return fmt.Errorf("delete Variable %s: %w", v.Path, err)
 		}
 	}
 	return nil
+}
+
+// jobOf is the ID of the job that a Variable belongs to.
+func jobOf(path string) string {
+	id, _, _ := strings.Cut(strings.TrimPrefix(path, translate.VariablePath("")), "/")
+	return id
 }
 
 // sweep finds Variables of pods that are gone together with their jobs, which
@@ -180,20 +219,31 @@ func (c *Controller) sweep(ctx context.Context) error {
 			continue
 		}
 		swept[namespace] = true
-		prefix := translate.VariablePath(translate.JobIDPrefix(c.Cluster))
-		vars, _, err := c.Nomad.Variables().PrefixList(prefix, (&api.QueryOptions{Namespace: namespace}).WithContext(ctx))
-		if err != nil {
-			return fmt.Errorf("list Variables below %s: %w", prefix, err)
-		}
-		for _, v := range vars {
-			id, _, _ := strings.Cut(strings.TrimPrefix(v.Path, translate.VariablePath("")), "/")
-			uid, ok := translate.PodUID(c.Cluster, id)
-			if _, known := c.cache.Get(uid); !ok || known || c.pod(uid) != nil {
-				continue
+		for _, prefix := range translate.JobIDPrefixes(c.Cluster) {
+			if err := c.sweepOf(ctx, namespace, translate.VariablePath(prefix)); err != nil {
+				return err
 			}
-			c.with(uid, func(s *podState) { s.gone, s.namespace = true, namespace })
-			c.enqueue(uid)
 		}
+	}
+	return nil
+}
+
+func (c *Controller) sweepOf(ctx context.Context, namespace, prefix string) error {
+	vars, _, err := c.Nomad.Variables().PrefixList(prefix, (&api.QueryOptions{Namespace: namespace}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("list Variables below %s: %w", prefix, err)
+	}
+	for _, v := range vars {
+		uid, companion, ok := translate.Owner(c.Cluster, jobOf(v.Path))
+		entry, known := c.cache.Get(uid)
+		if !ok || known || len(entry.Companions) > 0 || c.pod(uid) != nil {
+			continue
+		}
+		c.with(uid, func(s *podState) {
+			s.gone, s.namespace = true, namespace
+			s.debugged = s.debugged || companion != ""
+		})
+		c.enqueue(uid)
 	}
 	return nil
 }

@@ -62,12 +62,12 @@ func (r *room) woken() {
 
 func TestPostStart(t *testing.T) {
 	r := newRoom(t)
-	started, end := r.commands()
+	begun, end := r.commands()
 	pod := r.pod(hooked(execHook("warm", "up"), nil))
 	e := entry("running", tasks{"web": running(0, epoch)})
 	r.follows(pod, e)
 	r.follows(pod, e) // it runs once
-	if c := <-started; !slices.Equal(c.Argv, []string{"warm", "up"}) || c.Task != "web" || c.AllocID != "a1" {
+	if c := <-begun; !slices.Equal(c.Argv, []string{"warm", "up"}) || c.Task != "web" || c.AllocID != "a1" {
 		t.Errorf("ran %+v", c)
 	}
 	if got := r.read(pod).Status; got.Phase == corev1.PodRunning || len(got.ContainerStatuses) > 0 && got.ContainerStatuses[0].State.Running != nil {
@@ -84,24 +84,24 @@ func TestPostStart(t *testing.T) {
 	// A later self takes what was told for done.
 	r.restart()
 	r.follows(got, e)
-	if len(started) > 0 || r.read(pod).Status.Phase != corev1.PodRunning {
+	if len(begun) > 0 || r.read(pod).Status.Phase != corev1.PodRunning {
 		t.Error("the hook runs again after a restart")
 	}
 	// Another run of the container has a hook of its own.
 	e.Allocs[0] = newAlloc("a1", "running", tasks{"web": running(1, epoch.Add(time.Minute))})
 	r.follows(got, e)
-	<-started
+	<-begun
 	end <- 0
 	r.woken()
 }
 
 func TestPostStartFails(t *testing.T) {
 	r := newRoom(t)
-	started, end := r.commands()
+	begun, end := r.commands()
 	pod := r.pod(hooked(execHook("false"), nil))
 	e := entry("running", tasks{"web": running(0, epoch)})
 	r.follows(pod, e)
-	<-started
+	<-begun
 	end <- 1
 	r.woken()
 	r.nomad.take()
@@ -153,7 +153,7 @@ func TestHTTPHook(t *testing.T) {
 // nothing is left of it.
 func TestPreStop(t *testing.T) {
 	r := newRoom(t)
-	started, end := r.commands()
+	begun, end := r.commands()
 	pod := r.pod(both(hooked(nil, execHook("drain")), deleting(30), func(p *corev1.Pod) {
 		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "plain", Image: "img"})
 	}))
@@ -161,7 +161,7 @@ func TestPreStop(t *testing.T) {
 	if again := r.must(r.terminate(ctx, pod, e, true)); again != 31*time.Second {
 		t.Errorf("look again in %s", again)
 	}
-	if c := <-started; c.Task != "web" || c.Argv[0] != "drain" {
+	if c := <-begun; c.Task != "web" || c.Argv[0] != "drain" {
 		t.Errorf("ran %+v", c)
 	}
 	r.asked("PUT client/allocation/a1/signal plain SIGTERM")
@@ -182,11 +182,11 @@ func TestPreStop(t *testing.T) {
 // A hook that takes too long does not save its container.
 func TestPreStopTooLong(t *testing.T) {
 	r := newRoom(t)
-	started, _ := r.commands()
+	begun, _ := r.commands()
 	pod := r.pod(both(hooked(nil, execHook("sleep", "1000")), deleting(30)))
 	e := entry("running", tasks{"web": running(0, epoch)})
 	r.must(r.terminate(ctx, pod, e, true))
-	<-started
+	<-begun
 	r.asked()
 	r.clock.Step(31 * time.Second)
 	r.must(r.terminate(ctx, r.read(pod), e, true))

@@ -24,9 +24,12 @@ const minimumGrace = 2 * time.Second
 
 // kill is the end of one run of a container.
 type kill struct {
-	run       time.Time // its start
-	deadline  time.Time
-	signalled bool
+	run      time.Time // its start
+	deadline time.Time
+	// soonest is the earliest that the deadline may be, once it was told to stop.
+	soonest time.Time
+	// signalled says that it was told to stop, killed that it was not asked.
+	signalled, killed bool
 }
 
 // killContainer has the container's current run ended by deadline: preStop
@@ -42,8 +45,11 @@ func (c *Controller) killContainer(pod *corev1.Pod, alloc *api.Allocation, ct *c
 		if k == nil || !k.run.Equal(ts.StartedAt) {
 			s.kills[task] = &kill{run: ts.StartedAt, deadline: deadline}
 			news = true
-		} else if deadline.Before(k.deadline) {
+		} else if deadline.Before(k.deadline) && k.deadline.After(k.soonest) {
 			k.deadline = deadline
+			if deadline.Before(k.soonest) {
+				k.deadline = k.soonest
+			}
 		}
 	})
 	return news
@@ -84,17 +90,19 @@ func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.A
 		if err := c.signal(ctx, alloc, task, stopSignal(ct)); err != nil {
 			return 0, err
 		}
-		if left < minimumGrace {
-			left = minimumGrace
-		}
-		deadline := c.Clock.Now().Add(left)
-		c.with(pod.UID, func(*podState) { k.signalled, k.deadline = true, deadline })
+		left = max(left, minimumGrace)
+		now := c.Clock.Now()
+		c.with(pod.UID, func(*podState) { k.signalled, k.deadline, k.soonest = true, now.Add(left), now.Add(minimumGrace) })
 		return left, nil
 	}
-	if left > 0 {
-		return left, nil
+	if left > 0 || k.killed {
+		return max(left, 0), nil // when it was killed its end comes as an event
 	}
-	return minimumGrace, c.signal(ctx, alloc, task, "SIGKILL")
+	if err := c.signal(ctx, alloc, task, "SIGKILL"); err != nil {
+		return 0, err
+	}
+	c.with(pod.UID, func(*podState) { k.killed = true })
+	return 0, nil
 }
 
 // preStop says whether the container's preStop hook is still to be waited for;
@@ -154,10 +162,7 @@ func (c *Controller) windDown(ctx context.Context, pod *corev1.Pod, entry allocs
 				return 0, err
 			}
 		}
-		if left > 0 {
-			return left, nil
-		}
-		return minimumGrace, c.kill(ctx, alloc)
+		return c.killAt(ctx, alloc, deadline)
 	}
 	for _, ct := range endNext(pod, alloc) {
 		c.killContainer(pod, alloc, ct, deadline)

@@ -33,28 +33,33 @@ func (c *Controller) readMessages(ctx context.Context, pod *corev1.Pod, alloc *a
 	}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			task := translate.TaskName(list[i].Name)
-			ts := alloc.TaskStates[task]
-			if ts == nil {
-				continue
-			}
-			end := translate.LastEnd(ts)
-			if end == nil || ts.StartedAt.UnixNano() > end.Time {
-				continue // it runs again
-			}
-			var known bool
-			c.with(pod.UID, func(s *podState) { known = s.messages[task].End == end.Time })
-			if known {
-				continue
-			}
-			text, err := c.message(ctx, &list[i], alloc, task, translate.ExitCode(end) != 0)
-			if err != nil {
-				c.Log.Debug("the termination message of a container", "pod", pod.UID, "container", list[i].Name, "error", err)
-				continue // the next pass tries again
-			}
-			c.with(pod.UID, func(s *podState) { s.messages[task] = translate.Message{End: end.Time, Text: text} })
+			c.readMessage(ctx, pod, &list[i], alloc)
 		}
 	}
+}
+
+// readMessage reads the last words of one container, if it has ended.
+func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev1.Container, alloc *api.Allocation) {
+	task := translate.TaskName(ct.Name)
+	ts := alloc.TaskStates[task]
+	if ts == nil {
+		return
+	}
+	end := translate.LastEnd(ts)
+	if end == nil || ts.StartedAt.UnixNano() > end.Time {
+		return // it runs again
+	}
+	var known bool
+	c.with(pod.UID, func(s *podState) { known = s.messages[task].End == end.Time })
+	if known {
+		return
+	}
+	text, err := c.message(ctx, ct, alloc, task, translate.ExitCode(end) != 0)
+	if err != nil {
+		c.Log.Debug("the termination message of a container", "pod", pod.UID, "container", ct.Name, "error", err)
+		return // the next pass tries again
+	}
+	c.with(pod.UID, func(s *podState) { s.messages[task] = translate.Message{End: end.Time, Text: text} })
 }
 
 // message is the container's termination message by its policy.

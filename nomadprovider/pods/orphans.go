@@ -28,9 +28,16 @@ type orphanGuard struct{ since time.Time }
 
 // orphan says how long to wait before the job may be reaped; 0 is now.
 func (c *Controller) orphan(ctx context.Context, uid types.UID, entry allocs.Entry) (time.Duration, error) {
-	namespace, name, ok := strings.Cut(entry.Job.Name, "/")
+	job := entry.Job
+	for _, companion := range entry.Companions {
+		if job.ID == "" {
+			job = companion.Job // the pod's own is gone already
+		}
+	}
+	namespace, rest, ok := strings.Cut(job.Name, "/")
+	name, _, _ := strings.Cut(rest, "/")
 	if !ok {
-		return 0, fmt.Errorf("job %s is named %q, not <namespace>/<pod>: it is left alone", entry.Job.ID, entry.Job.Name)
+		return 0, fmt.Errorf("job %s is named %q, not <namespace>/<pod>: it is left alone", job.ID, job.Name)
 	}
 	pod, err := c.Kube.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
@@ -38,7 +45,7 @@ func (c *Controller) orphan(ctx context.Context, uid types.UID, entry allocs.Ent
 		// It is there, on a node that is not ours or not in our view yet.
 		return time.Minute, nil
 	case err != nil && !apierrors.IsNotFound(err):
-		return 0, fmt.Errorf("ask for pod %s: %w", entry.Job.Name, err)
+		return 0, fmt.Errorf("ask for pod %s/%s: %w", namespace, name, err)
 	}
 	if entry.Job.Stopped {
 		return 0, nil

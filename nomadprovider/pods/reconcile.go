@@ -34,6 +34,11 @@ const (
 func (c *Controller) reconcile(ctx context.Context, uid types.UID) (again time.Duration, err error) {
 	pod := c.pod(uid)
 	entry, known := c.cache.Get(uid)
+	if pod != nil && len(pod.Spec.EphemeralContainers) > 0 {
+		// Their trouble is not the pod's.
+		wait, failed := c.workEphemeral(ctx, pod, entry)
+		defer func() { again, err = sooner(again, wait), errors.Join(err, failed) }()
+	}
 	switch {
 	case pod == nil:
 		return c.reap(ctx, uid, entry, known)
@@ -134,16 +139,23 @@ func truncate(s string, n int) string {
 
 // translate returns wait when the objects that the pod names are not read yet.
 func (c *Controller) translate(pod *corev1.Pod, profile translate.NodeProfile) (result *translate.Result, wait bool, err error) {
-	if !c.objects.Watch(c.life, pod) {
-		return nil, true, nil
-	}
-	in := translate.Inputs{Cluster: c.Cluster, Node: profile}
-	in.ConfigMaps, in.BinaryKeys, in.Secrets = c.objects.Keys(pod.UID)
-	if in.Services, err = c.visibleServices(pod); err != nil {
-		return nil, false, err
+	in, wait, err := c.inputs(pod, profile)
+	if err != nil || wait {
+		return nil, wait, err
 	}
 	result, err = translate.Job(pod, in)
 	return result, false, err
+}
+
+// inputs gathers what translation is handed besides the pod.
+func (c *Controller) inputs(pod *corev1.Pod, profile translate.NodeProfile) (in translate.Inputs, wait bool, err error) {
+	if !c.objects.Watch(c.life, pod) {
+		return in, true, nil
+	}
+	in = translate.Inputs{Cluster: c.Cluster, Node: profile}
+	in.ConfigMaps, in.BinaryKeys, in.Secrets = c.objects.Keys(pod.UID)
+	in.Services, err = c.visibleServices(pod)
+	return in, false, err
 }
 
 // refuseOrWait handles what keeps a pod from being registered: a nil error
@@ -228,10 +240,10 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 		again = sooner(again, wait)
 	}
 	// Nobody is to rely on the pod's end while something of it runs.
-	if expired && len(live(entry)) == 0 {
+	if expired && len(remaining(entry)) == 0 {
 		return 0, c.fail(ctx, pod, alloc, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 	}
-	if over {
+	if over && len(remaining(entry)) == 0 {
 		status = translate.Final(pod, status, c.facts(pod, alloc, "", nil))
 	}
 	if wait := c.notYet(pod, alloc, entry.Unplaced); wait > 0 {

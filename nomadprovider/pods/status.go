@@ -25,6 +25,7 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 		StartFailures: map[string]uint64{}, Backoff: map[string]time.Duration{}, Messages: map[string]translate.Message{},
 		Starting: map[string]bool{},
 	}
+	c.with(pod.UID, func(s *podState) { f.Ephemeral = s.ephemeral })
 	if alloc == nil {
 		return f
 	}

@@ -64,11 +64,9 @@ func NewObjects(kube kubernetes.Interface, notify func(types.UID)) *Objects {
 func (o *Objects) Watch(ctx context.Context, pod *corev1.Pod) (ready bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	refs, known := o.pods[pod.UID]
-	if !known {
-		refs = references(pod)
-		o.pods[pod.UID] = refs
-	}
+	// Ephemeral containers come while the pod runs, and with them references; none go.
+	refs := references(pod)
+	o.pods[pod.UID] = refs
 	ready = true
 	for _, r := range refs {
 		obj := o.watched[r]
@@ -244,6 +242,9 @@ func references(pod *corev1.Pod) []ref {
 		for i := range list {
 			containerReferences(&list[i], add)
 		}
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		containerReferences((*corev1.Container)(&pod.Spec.EphemeralContainers[i].EphemeralContainerCommon), add)
 	}
 	for i := range pod.Spec.Volumes {
 		volumeReferences(&pod.Spec.Volumes[i].VolumeSource, add)
