@@ -2,7 +2,6 @@ package translate
 
 import (
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -17,12 +16,13 @@ const (
 
 // ownHosts says whether the pod's containers are given the kubelet's hosts file
 // rather than Nomad's, which has no aliases and lets no volume take its place.
-// What it costs is a port, by whose label a task learns the pod's address.
+// What it costs is a port, by whose label a task learns the pod's address. A job
+// that joins a pod has no other way to a hosts file.
 func (b *builder) ownHosts() bool {
 	if b.row.Driver != driverDocker || !b.ownAddress() {
 		return false
 	}
-	if len(b.pod.Spec.HostAliases) > 0 || b.domainName() != "" {
+	if len(b.pod.Spec.HostAliases) > 0 || b.domainName() != "" || b.podIP != "" {
 		return true
 	}
 	for _, c := range b.containers() {
@@ -75,8 +75,10 @@ func (b *builder) hosts(c *container) map[string]any {
 	for _, a := range b.pod.Spec.HostAliases {
 		tail += a.IP + "\t" + strings.Join(a.Hostnames, "\t") + "\n"
 	}
-	address, _ := b.fieldValue("status.podIP") // a field that is there
-	v := slices.Concat(literal(head), address, literal(tail))
+	v := text{{lit: head}, {run: runPodIP}, {lit: tail}}
+	if b.podIP != "" {
+		v = literal(head + b.podIP + tail)
+	}
 	b.useRuntime(v)
 	c.task.Templates = append(c.task.Templates, &api.Template{
 		EmbeddedTmpl: new("{{ " + v.template() + " }}"),
