@@ -55,6 +55,8 @@ func (p *Provider) lead(ctx context.Context) error {
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: p.Kube.CoreV1().Events("")})
 	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "nomad-kubelet"})
+	// Of pods it tells as the kubelet, whose events people and programs look for.
+	podRecorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet"})
 
 	clients := node.NewClients(p.Nomad, p.Log.Named("clients"), clock.RealClock{})
 	region := p.region(clients)
@@ -70,8 +72,9 @@ func (p *Provider) lead(ctx context.Context) error {
 	}
 	exec := taskexec.New(p.Nomad)
 	ctrl := pods.New(pods.Options{
-		Kube: p.Kube, Nomad: p.Nomad, Exec: exec, Cluster: p.Cluster, Nodes: views, Recorder: recorder,
+		Kube: p.Kube, Nomad: p.Nomad, Exec: exec, Cluster: p.Cluster, Nodes: views, Recorder: podRecorder,
 		Clock: clock.RealClock{}, Log: p.Log.Named("pods"), OrphanGuard: p.Config.OrphanGuard.Duration, Workers: workers,
+		ProbeAgent: node.ProbeAgent(),
 	})
 
 	g, ctx := errgroup.WithContext(ctx)

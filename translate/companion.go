@@ -8,7 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// CompanionTask writes the pod's volumes. Its name can be no container's.
+// CompanionTask writes the pod's volumes, and probes and calls its network. Its
+// name can be no container's.
 const CompanionTask = "pod.companion"
 
 // PowerTask presses a VM's power button when the pod is stopped. Its name can
@@ -18,13 +19,20 @@ const PowerTask = "vm.power"
 // companionMemoryMB is what Nomad takes at least, and some.
 const companionMemoryMB = 32
 
-// needsCompanion says whether something has to be written into the pod's
-// volumes that a template cannot: keys that come and go, several files at once,
-// more than a Variable holds, directories with another owner or mode.
-func (b *builder) needsCompanion() bool {
-	if !b.dockerShaped() || b.in.Node.CompanionImage == "" {
-		return false
+// decideCompanion settles whether the pod has one, and whether it writes files.
+func (b *builder) decideCompanion() {
+	if b.dockerShaped() && b.in.Node.CompanionImage != "" {
+		b.writesFiles = HasFiles(b.pod)
+		b.companion = b.writesFiles || b.networkProbes() || b.networkHooks()
 	}
+}
+
+// HasFiles says whether something has to be written into the pod's volumes that
+// a template cannot: keys that come and go, several files at once, more than a
+// Variable holds, directories with another owner or mode. The containers of such
+// a pod wait for its companion, if it has one.
+func HasFiles(pod *corev1.Pod) bool {
+	b := &builder{pod: pod}
 	empty := 0
 	for i := range b.pod.Spec.Volumes {
 		v := &b.pod.Spec.Volumes[i]
@@ -68,7 +76,7 @@ func written(v *corev1.Volume) bool {
 // files is what the companion is to write; it hangs on the pod and the objects'
 // keys alone.
 func (b *builder) files() *Files {
-	if !b.companion {
+	if !b.writesFiles {
 		return nil
 	}
 	f := &Files{Items: b.fileItems.list}
@@ -109,25 +117,26 @@ func forever() *api.RestartPolicy {
 	}
 }
 
-// filesTask adds the companion's task. It does nothing by itself: the pods room
-// runs its commands. A pod's containers wait for it behind their gates.
-func (b *builder) filesTask() {
+// companionTask adds the companion's task. It does nothing by itself: the pods
+// room runs its commands. If it writes files, the containers wait for it behind
+// their gates.
+func (b *builder) companionTask() {
 	config := map[string]any{
 		"image":           b.in.Node.CompanionImage,
 		"args":            []string{"serve"},
 		"cap_drop":        []string{"all"},
-		"cap_add":         []string{"chown", "dac_override", "fowner", "fsetid"},
 		"readonly_rootfs": true,
 	}
-	if hosts := b.extraHosts(); len(hosts) > 0 && b.ownAddress() {
-		// The first task that starts writes /etc/hosts, and it is for all
-		// (drivers/shared/hostnames/mount.go).
-		config["extra_hosts"] = hosts
+	user := "65534:65534"
+	if b.writesFiles {
+		user = "0:0"
+		config["cap_add"] = []string{"chown", "dac_override", "fowner", "fsetid"}
 	}
+	b.shareNetwork(config)
 	b.group.Tasks = append(b.group.Tasks, &api.Task{
 		Name:          CompanionTask,
 		Driver:        driverDocker,
-		User:          "0:0",
+		User:          user,
 		KillTimeout:   new(time.Second),
 		Lifecycle:     &api.TaskLifecycle{Hook: api.TaskLifecycleHookPrestart, Sidecar: true},
 		LogConfig:     &api.LogConfig{MaxFiles: new(1), MaxFileSizeMB: new(1), Disabled: new(true)},
@@ -137,10 +146,23 @@ func (b *builder) filesTask() {
 	})
 }
 
+// shareNetwork gives a companion the network of the pod's containers. Nomad
+// does so by itself where the pod has an address of its own.
+func (b *builder) shareNetwork(config map[string]any) {
+	if !b.ownAddress() && !b.noNetwork() {
+		config["network_mode"] = "host"
+	}
+}
+
+// hasPowerTask says whether a VM has one.
+func (b *builder) hasPowerTask() bool {
+	return b.row.Driver == driverQemu && b.in.Node.CompanionImage != "" && len(b.pod.Spec.InitContainers)+len(b.pod.Spec.Containers) == 1
+}
+
 // companions adds the tasks that run beside the pod's containers.
 func (b *builder) companions() {
 	if b.companion {
-		b.filesTask()
+		b.companionTask()
 	}
 	if b.row.Driver != driverQemu || len(b.group.Tasks) != 1 {
 		return
@@ -150,6 +172,14 @@ func (b *builder) companions() {
 		b.note("spec.terminationGracePeriodSeconds", "qemu before 9.0 does not hear the guest's power button pressed by Nomad: set virtualNodes[].companionImage")
 		return
 	}
+	config := map[string]any{
+		"image":           b.in.Node.CompanionImage,
+		"args":            []string{"vm-power", "/vm/qm.sock"},
+		"volumes":         []string{"../" + vm.Name + ":/vm"},
+		"cap_drop":        []string{"all"},
+		"readonly_rootfs": true,
+	}
+	b.shareNetwork(config)
 	// A main task, so that it is told to stop at the same time as the VM, not
 	// after it. It never fails, or it would take the VM with it.
 	b.group.Tasks = append(b.group.Tasks, &api.Task{
@@ -159,12 +189,6 @@ func (b *builder) companions() {
 		LogConfig:     vm.LogConfig,
 		Resources:     &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)},
 		RestartPolicy: forever(),
-		Config: map[string]any{
-			"image":           b.in.Node.CompanionImage,
-			"args":            []string{"vm-power", "/vm/qm.sock"},
-			"volumes":         []string{"../" + vm.Name + ":/vm"},
-			"cap_drop":        []string{"all"},
-			"readonly_rootfs": true,
-		},
+		Config:        config,
 	})
 }

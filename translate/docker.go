@@ -29,7 +29,7 @@ func (b *builder) dockerTask(c *container) {
 			b.note(c.path+".stdinOnce", "standard input stays open when the first client leaves")
 		}
 	}
-	if hosts := b.extraHosts(); len(hosts) > 0 {
+	if hosts := hostAliases(b.pod); len(hosts) > 0 && !b.ownHosts() {
 		c.config["extra_hosts"] = hosts
 	}
 	b.security(c)

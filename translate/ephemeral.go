@@ -61,6 +61,9 @@ func EphemeralJob(pod *corev1.Pod, name string, alloc *api.Allocation, in Inputs
 		if n := alloc.NetworkStatus; n != nil && n.Address != "" {
 			b.podIP = n.Address
 		}
+		if b.podIP == "" {
+			return nil, fmt.Errorf("the address of pod %s/%s is not known yet", pod.Namespace, pod.Name)
+		}
 	}
 	b.ephemeralShape(c, alloc)
 	beyond := b.joinVolumes(c, alloc.ID)
@@ -73,7 +76,7 @@ func EphemeralJob(pod *corev1.Pod, name string, alloc *api.Allocation, in Inputs
 	b.environment(c)
 	b.dockerTask(c)
 	b.finishTask(c)
-	beyond = b.join(c, ec.TargetContainerName, alloc.ID) || beyond
+	b.join(c, ec.TargetContainerName, alloc.ID)
 	if beyond {
 		// Told as having no place rather than tried in vain.
 		b.job.Constraints = append(b.job.Constraints, &api.Constraint{LTarget: "${attr.driver.docker.volumes.enabled}", Operand: "is_set"})
@@ -103,9 +106,8 @@ func (b *builder) ephemeralShape(c *container, alloc *api.Allocation) {
 	}
 }
 
-// join puts the container into the pod's namespaces. beyond says that something
-// outside of its own allocation is mounted.
-func (b *builder) join(c *container, target, allocID string) (beyond bool) {
+// join puts the container into the pod's namespaces.
+func (b *builder) join(c *container, target, allocID string) {
 	pause := "container:nomad_init_" + allocID
 	switch spec := &b.pod.Spec; {
 	case spec.HostPID:
@@ -114,16 +116,9 @@ func (b *builder) join(c *container, target, allocID string) (beyond bool) {
 	case target != "":
 		c.config["pid_mode"] = "container:" + TaskName(target) + "-" + allocID
 	}
-	if !b.ownAddress() {
-		return false
+	if b.ownAddress() {
+		c.config["network_mode"] = pause
 	}
-	c.config["network_mode"] = pause
-	// Docker takes no hosts for a container that joins another's network. The
-	// file that the pod's containers share has them.
-	delete(c.config, "extra_hosts")
-	mounts, _ := c.config["mount"].([]map[string]any)
-	c.config["mount"] = append(mounts, bindMount(seenFrom(allocID, "hosts"), "/etc/hosts", false, ""))
-	return true
 }
 
 // seenFrom is the path of a file of an allocation, relative to the directory of
@@ -131,7 +126,8 @@ func (b *builder) join(c *container, target, allocID string) (beyond bool) {
 func seenFrom(allocID, path string) string { return "../../" + allocID + "/" + path }
 
 // joinVolumes finds the pod's volumes that the container mounts where the pod's
-// other containers have them.
+// other containers have them. beyond says that they lie outside of the job's own
+// allocation.
 func (b *builder) joinVolumes(c *container, allocID string) (beyond bool) {
 	layout := newBuilder(b.pod, b.in)
 	layout.runtime()

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -20,32 +21,42 @@ func (b *builder) lifecycle(c *container) {
 	if c.Lifecycle != nil {
 		b.hooks(c)
 	}
-	for _, p := range []struct {
-		name  string
-		probe *corev1.Probe
-	}{{"livenessProbe", c.LivenessProbe}, {"readinessProbe", c.ReadinessProbe}, {"startupProbe", c.StartupProbe}} {
-		if p.probe != nil {
-			b.note(c.path+"."+p.name, "is not run yet: the container counts as ready once it runs")
-		}
-	}
+	b.noteProbes(c)
 }
 
+// hooks are run by the pods room; of the job they need nothing.
 func (b *builder) hooks(c *container) {
 	l := c.Lifecycle
-	if l.PostStart != nil {
-		b.note(c.path+".lifecycle.postStart", "is not run yet")
-	}
-	switch {
-	case l.PreStop == nil:
-	case l.PreStop.Sleep != nil:
-		c.task.ShutdownDelay = time.Duration(min(max(l.PreStop.Sleep.Seconds, 0), maxSeconds)) * time.Second
-	default:
-		b.note(c.path+".lifecycle.preStop", "is not run yet")
+	for _, h := range []struct {
+		name    string
+		handler *corev1.LifecycleHandler
+	}{{"postStart", l.PostStart}, {"preStop", l.PreStop}} {
+		field := c.path + ".lifecycle." + h.name
+		switch {
+		case h.handler == nil:
+		case h.handler.TCPSocket != nil:
+			b.note(field+".tcpSocket", "is not run: it has never had a meaning in Kubernetes")
+		case h.handler.Exec != nil && !b.canExec():
+			b.note(field+".exec", "is not run: driver %s runs no commands in a task", b.row.Driver)
+		case h.handler.HTTPGet != nil && !b.companion:
+			b.note(field+".httpGet", "is not run: it needs the companion (virtualNodes[].companionImage)")
+		}
 	}
 	if l.StopSignal != nil {
 		c.task.KillSignal = string(*l.StopSignal)
 	}
 }
+
+// networkHooks says whether a hook makes a request from within the pod's network.
+func (b *builder) networkHooks() bool {
+	return slices.ContainsFunc(b.containers(), func(c *container) bool {
+		l := c.Lifecycle
+		return l != nil && (l.PostStart != nil && l.PostStart.HTTPGet != nil || l.PreStop != nil && l.PreStop.HTTPGet != nil)
+	})
+}
+
+// canExec says whether commands can be run in the driver's tasks.
+func (b *builder) canExec() bool { return b.row.Driver != driverQemu && b.row.Driver != driverMock }
 
 // restart writes the task's restart policy and gate.
 //
@@ -54,18 +65,17 @@ func (b *builder) hooks(c *container) {
 // never let fail: it is parked by a long delay, or restarted for ever, and
 // the pods room holds it back by its gate.
 func (b *builder) restart(c *container) {
-	policy := b.restartPolicy()
-	if c.sidecar {
-		policy = corev1.RestartPolicyAlways
-	} else {
-		policy = b.containerRestart(c, policy)
+	for _, r := range c.RestartPolicyRules {
+		if r.Action != corev1.ContainerRestartRuleActionRestart {
+			b.refuse(c.path+".restartPolicyRules", "action %s is not there: Nomad restarts a task, not its allocation, when it ends", r.Action)
+		}
 	}
-	never := policy == corev1.RestartPolicyNever
+	never := b.neverRestarts(c)
 	alone := len(b.pod.Spec.InitContainers) == 0 && len(b.pod.Spec.Containers) == 1
 	switch {
 	case never && alone:
 		c.task.RestartPolicy = &api.RestartPolicy{Attempts: new(0), Mode: new(api.RestartPolicyModeFail)}
-		if !b.companion {
+		if !b.writesFiles {
 			return
 		}
 	case never:
@@ -76,29 +86,37 @@ func (b *builder) restart(c *container) {
 			Mode: new(api.RestartPolicyModeDelay), RenderTemplates: new(true),
 		}
 	default:
-		// The delay is the time that the pods room has to close the gate.
+		delay := delayAmong
+		if alone && !b.companion {
+			delay = delayAlone
+		}
 		c.task.RestartPolicy = &api.RestartPolicy{
-			Attempts: new(100000), Delay: new(1500 * time.Millisecond), Interval: new(200000 * time.Second),
+			Attempts: new(100000), Delay: new(delay), Interval: new(200000 * time.Second),
 			Mode: new(api.RestartPolicyModeDelay), RenderTemplates: new(true),
 		}
 	}
 	b.gate(c)
 }
 
-// containerRestart handles a container's own restartPolicy and its rules.
-func (b *builder) containerRestart(c *container, policy corev1.RestartPolicy) corev1.RestartPolicy {
+// The delay before a task is restarted, to which Nomad adds up to a quarter, is
+// the time that the pods room has to close the gate. A client tells of the end
+// of an allocation's only task at once, else within a second
+// (client/allocrunner, client.go: allocSyncIntv).
+const (
+	delayAlone = 800 * time.Millisecond
+	delayAmong = 1300 * time.Millisecond
+)
+
+// neverRestarts says whether no exit code starts the container again.
+func (b *builder) neverRestarts(c *container) bool {
 	if len(c.RestartPolicyRules) > 0 {
-		b.refuse(c.path+".restartPolicyRules", "restart rules by exit code are not there yet")
+		return false
 	}
-	if c.RestartPolicy == nil {
-		return policy
+	policy := b.restartPolicy()
+	if c.RestartPolicy != nil {
+		policy = corev1.RestartPolicy(*c.RestartPolicy)
 	}
-	own := corev1.RestartPolicy(*c.RestartPolicy)
-	// Whether a task is restarted after it ended well hangs on the job's type.
-	if (own == corev1.RestartPolicyAlways) != (policy == corev1.RestartPolicyAlways) && !c.init {
-		b.refuse(c.path+".restartPolicy", "%s in a pod whose restartPolicy is %s is not there yet", own, policy)
-	}
-	return own
+	return policy == corev1.RestartPolicyNever
 }
 
 // gate adds the template that the pods room opens and closes by a Variable;
@@ -113,7 +131,8 @@ func (b *builder) gate(c *container) {
 	hold := fmt.Sprintf(`{{ with nomadVar %q }}{{ if eq .%s.Value %q }}{{ with nomadVar %q }}{{ end }}{{ end }}{{ end }}`,
 		path, GateItem, GateHold, ghost)
 	data := fmt.Sprintf(`{{ if nomadVarExists %q }}%s{{ end }}`, path, hold)
-	if c.init && !c.first || b.companion && (c.init || len(b.pod.Spec.InitContainers) == 0) {
+	if c.init && !c.first || b.writesFiles && (c.init || len(b.pod.Spec.InitContainers) == 0) ||
+		!c.init && LastHolds(b.pod, b.row.Driver, b.probesFromTask()) {
 		// Without the guard the task waits for its gate to exist.
 		data = hold
 		b.closed = append(b.closed, c.task.Name)

@@ -29,8 +29,9 @@ type builder struct {
 	missing  []string
 
 	volumes map[string]*volume
-	// companion says that the pod has one that writes its volumes.
-	companion bool
+	// companion says that the pod has one, and writesFiles that its containers
+	// wait for what it writes into their volumes.
+	companion, writesFiles bool
 	// podIP is the pod's address for a job that joins a pod that runs.
 	podIP string
 	// needPort asks for a port whose only use is that Nomad then tells tasks
@@ -189,8 +190,10 @@ func (b *builder) shape() {
 			*f.to = new(f.from)
 		}
 	}
-	if b.restartPolicy() == corev1.RestartPolicyAlways {
-		// Only a service restarts a task that ended well. Without parallel
+	again := func(c corev1.Container) bool { return RestartsAfter(b.pod, &c, false, 0) }
+	if slices.ContainsFunc(b.pod.Spec.Containers, again) {
+		// Only a service restarts a task that ended well; those of its tasks that
+		// are not to be restarted then are held by their gates. Without parallel
 		// updates Nomad makes no deployment for it.
 		b.job.Type = new(api.JobTypeService)
 		b.job.Update = &api.UpdateStrategy{MaxParallel: new(0)}

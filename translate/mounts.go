@@ -11,7 +11,7 @@ import (
 
 // Mount points that Nomad or its docker driver has in every container; a
 // second mount at the same place is an error of Docker's.
-var takenMounts = []string{"/alloc", "/local", "/secrets", "/etc/hosts", "/etc/resolv.conf"}
+var takenMounts = []string{"/alloc", "/local", "/secrets", etcHosts, "/etc/resolv.conf"}
 
 // mounts adds the container's volumes to a docker-shaped configuration, and
 // the templates of their files to the task.
@@ -58,8 +58,10 @@ func (b *builder) mounts(c *container) {
 	if len(binds) > 0 {
 		c.config["volumes"] = binds
 	}
-	if m := b.terminationLog(c); m != nil {
-		mounts = append(mounts, m)
+	for _, m := range []map[string]any{b.hosts(c), b.terminationLog(c)} {
+		if m != nil {
+			mounts = append(mounts, m)
+		}
 	}
 	if len(mounts) > 0 {
 		c.config["mount"] = mounts
@@ -74,7 +76,7 @@ func (b *builder) mountTarget(m *corev1.VolumeMount, field string) (string, bool
 	switch {
 	case m.MountPath == "" || target == "/" || strings.Contains(target, ":"):
 		b.refuse(field, "mount path %q is not valid", m.MountPath)
-	case slices.Contains(takenMounts, target):
+	case slices.Contains(takenMounts, target) && !(target == etcHosts && (b.ownHosts() || !b.ownAddress())):
 		b.refuse(field, "%s belongs to Nomad in every container: mount the volume elsewhere, or below it", target)
 	default:
 		return target, true
@@ -92,7 +94,8 @@ func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, fi
 			return "", false
 		}
 		if strings.Contains(s, "$(") {
-			b.refuse(field+".subPathExpr", "failed to expand subPath for volumeMount %q: missing value in %s", m.Name, s)
+			// The kubelet waits until the pod's annotations say something else.
+			b.miss("failed to expand subPath for volumeMount %q: missing value in %s", m.Name, s)
 			return "", false
 		}
 		sub = s
@@ -101,7 +104,7 @@ func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, fi
 		return v.source, true
 	}
 	if path.IsAbs(sub) || slices.Contains(strings.Split(sub, "/"), "..") {
-		b.refuse(field+".subPath", "%q must be relative and without '..'", sub)
+		b.miss("subPath %q of volumeMount %q must be relative and without '..'", sub, m.Name)
 		return "", false
 	}
 	sub = path.Clean(sub)

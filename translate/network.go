@@ -211,21 +211,3 @@ func (b *builder) shortHostname() string {
 func (b *builder) fqdn() string {
 	return strings.Join([]string{b.shortHostname(), b.pod.Spec.Subdomain, b.pod.Namespace, "svc", b.in.Node.ClusterDomain}, ".")
 }
-
-// extraHosts are lines of /etc/hosts, name:address. All containers get the
-// same: Nomad writes the allocation's file once.
-func (b *builder) extraHosts() []string {
-	var out []string
-	if b.pod.Spec.Subdomain != "" && b.in.Node.ClusterDomain != "" && b.ownAddress() && b.row.Driver == driverDocker &&
-		(b.pod.Spec.HostnameOverride == nil || *b.pod.Spec.HostnameOverride == "") {
-		v := append(literal(b.fqdn()+":"), segment{run: runPodIP})
-		b.useRuntime(v)
-		out = append(out, v.config())
-	}
-	for _, a := range b.pod.Spec.HostAliases {
-		for _, name := range a.Hostnames {
-			out = append(out, escapeHCL(name+":"+a.IP))
-		}
-	}
-	return out
-}

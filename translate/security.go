@@ -64,7 +64,8 @@ func (b *builder) user(c *container) {
 	case user == nil:
 		b.refuse(field+".runAsNonRoot", "container has runAsNonRoot and the image's user cannot be verified on Nomad: set runAsUser")
 	case *user == 0:
-		b.refuse(field+".runAsNonRoot", "container's runAsUser breaks non-root policy (pod: %q, container: %s)",
+		// The kubelet waits for a change of mind (kuberuntime/security_context_others.go).
+		b.miss("container's runAsUser breaks non-root policy (pod: %q, container: %s)",
 			b.pod.Name+"_"+b.pod.Namespace+"("+string(b.pod.UID)+")", c.Name)
 	}
 }
@@ -213,6 +214,15 @@ var safeSysctls = []string{
 	"net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
 }
 
+// sysctl is a kernel parameter's name with dots: a first separator that is a
+// slash makes slashes and dots change places (sysctl.d(5)).
+func sysctl(name string) string {
+	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '.' {
+		return name
+	}
+	return strings.NewReplacer(".", "/", "/", ".").Replace(name)
+}
+
 // namespaces writes what containers of a pod share with each other and with
 // the client.
 func (b *builder) namespaces(c *container) {
@@ -233,7 +243,7 @@ func (b *builder) namespaces(c *container) {
 	if s := spec.SecurityContext; s != nil && len(s.Sysctls) > 0 {
 		m := map[string]any{}
 		for _, ctl := range s.Sysctls {
-			m[ctl.Name] = escapeHCL(ctl.Value)
+			m[sysctl(ctl.Name)] = escapeHCL(ctl.Value)
 		}
 		c.config["sysctl"] = []map[string]any{m}
 	}
@@ -291,10 +301,12 @@ func (b *builder) podSecurity() {
 	}
 	for _, ctl := range s.Sysctls {
 		field := "spec.securityContext.sysctls[" + ctl.Name + "]"
+		name := sysctl(ctl.Name)
+		allowed := func(a string) bool { return sysctl(a) == name }
 		switch {
-		case !slices.Contains(safeSysctls, ctl.Name) && !slices.Contains(b.in.Node.HostAccess.Sysctls, ctl.Name):
+		case !slices.Contains(safeSysctls, name) && !slices.ContainsFunc(b.in.Node.HostAccess.Sysctls, allowed):
 			b.refuse(field, "is not allowed: add it to virtualNodes[].hostAccess.sysctls")
-		case strings.HasPrefix(ctl.Name, "net.") && !b.ownAddress():
+		case strings.HasPrefix(name, "net.") && !b.ownAddress():
 			b.refuse(field, "net.* is not possible in the client's network namespace")
 		}
 	}

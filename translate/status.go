@@ -14,11 +14,7 @@ import (
 // Facts is what a pod's status needs beyond the pod and the allocation.
 type Facts struct {
 	Now time.Time
-	// HostIP is the address of the Nomad client that runs the allocation.
-	HostIP string
-	// HostNetwork is set on virtual nodes whose pods all have their client's
-	// network.
-	HostNetwork bool
+	Addresses
 	// StartFailures counts, by task, the restarts that Nomad counted before
 	// the task ran for the first time (images that could not be pulled): they
 	// are no container restarts.
@@ -26,10 +22,16 @@ type Facts struct {
 	// Backoff is the current back-off of a task that waits for its next
 	// start, for the message.
 	Backoff map[string]time.Duration
+	// Starting are the tasks that run and whose postStart hook has not ended; the
+	// kubelet does not tell of them either.
+	Starting map[string]bool
 	// Messages are the termination messages by task.
 	Messages map[string]Message
 	// Ephemeral is what is known of ephemeral containers, by name.
 	Ephemeral map[string]EphemeralFacts
+	// Probed tells by task of containers whose probes are run; the others are
+	// started and ready once they run.
+	Probed map[string]Probed
 	// Again is set for a pod of which nothing has started and whose job will be
 	// replaced by another; Tries is how many have failed.
 	Again bool
@@ -40,6 +42,15 @@ type Facts struct {
 	// Waiting is the reason and message of a pod that has no job yet, such as
 	// CreateContainerConfigError.
 	Waiting *corev1.ContainerStateWaiting
+}
+
+// Addresses is what a pod's address may depend on beside the allocation.
+type Addresses struct {
+	// HostIP is the address of the Nomad client that runs the allocation.
+	HostIP string
+	// HostNetwork is set on virtual nodes whose pods all have their client's
+	// network.
+	HostNetwork bool
 }
 
 // Message is what a container left in its termination log when it ended.
@@ -133,6 +144,7 @@ func Status(pod *corev1.Pod, alloc *api.Allocation, f Facts) corev1.PodStatus {
 		s.Reason, s.Message = "NomadAllocationFailed", alloc.ClientDescription
 	}
 	setConditions(&s, pod, alloc, f)
+	setResize(&s, pod, metav1.NewTime(f.Now.Truncate(time.Second)))
 	return s
 }
 
@@ -149,18 +161,29 @@ func setAddresses(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, f
 	if f.HostIP != "" {
 		s.HostIP, s.HostIPs = f.HostIP, []corev1.HostIP{{IP: f.HostIP}}
 	}
+	// An address that Nomad does not tell now is not lost.
+	if ips := podIPs(pod, alloc, f.Addresses); len(ips) > 0 {
+		s.PodIP, s.PodIPs = ips[0].IP, ips
+	}
+}
+
+func podIPs(pod *corev1.Pod, alloc *api.Allocation, a Addresses) []corev1.PodIP {
 	var ips []corev1.PodIP
 	switch n := alloc.NetworkStatus; {
-	case pod.Spec.HostNetwork || f.HostNetwork:
-		ips = append(ips, corev1.PodIP{IP: f.HostIP})
+	case pod.Spec.HostNetwork || a.HostNetwork:
+		ips = append(ips, corev1.PodIP{IP: a.HostIP})
 	case n != nil:
 		ips = append(ips, corev1.PodIP{IP: n.Address}, corev1.PodIP{IP: n.AddressIPv6})
 	}
-	ips = slices.DeleteFunc(ips, func(ip corev1.PodIP) bool { return ip.IP == "" })
-	// An address that Nomad does not tell now is not lost.
-	if len(ips) > 0 {
-		s.PodIP, s.PodIPs = ips[0].IP, ips
+	return slices.DeleteFunc(ips, func(ip corev1.PodIP) bool { return ip.IP == "" })
+}
+
+// PodIP is the pod's address, empty until Nomad has told it.
+func PodIP(pod *corev1.Pod, alloc *api.Allocation, a Addresses) string {
+	if ips := podIPs(pod, alloc, a); len(ips) > 0 {
+		return ips[0].IP
 	}
+	return pod.Status.PodIP
 }
 
 // view gathers what the container functions share.
@@ -198,6 +221,11 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		RestartCount: prev.RestartCount, LastTerminationState: prev.LastTerminationState,
 		Started: new(bool),
 	}
+	reportResources(&st, c, &prev)
+	if prev.ContainerID != "" && prev.Image != "" {
+		// A running container keeps its image, whatever the pod now names.
+		st.Image = prev.Image
+	}
 	var ts *api.TaskState
 	if v.alloc != nil {
 		ts = v.alloc.TaskStates[task]
@@ -210,7 +238,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		st.State.Waiting = v.notStarted(init)
 		return st
 	}
-	if !ts.StartedAt.IsZero() {
+	if !ts.StartedAt.IsZero() && !(v.facts.Starting[task] && prev.ContainerID == "") {
 		st.ContainerID = ContainerID(v.alloc.ID, task)
 		if n := int32(v.restarts(task, ts)); n > st.RestartCount {
 			st.RestartCount = n
@@ -232,9 +260,10 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		st.LastTerminationState = prev.State
 	}
 	if st.State.Running != nil {
-		*st.Started = true
-		st.Ready = !init || sidecar(c)
-		st.ImageID = c.Image
+		p, probed := v.facts.Probed[task]
+		*st.Started = !probed || p.Started
+		st.Ready = (!init || sidecar(c)) && (!probed || p.Started && p.Ready)
+		st.ImageID = st.Image
 	}
 	// An init container that has ended well is ready, as the kubelet reports it.
 	if init && st.State.Terminated != nil && st.State.Terminated.ExitCode == 0 {
@@ -297,6 +326,9 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 	}
 	switch ts.State {
 	case taskRunning:
+		if v.facts.Starting[TaskName(c.Name)] {
+			return corev1.ContainerState{Waiting: v.notStarted(init)}
+		}
 		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metaTime(ts.StartedAt)}}
 	case taskDead:
 		return corev1.ContainerState{Terminated: v.ended(c, ts, id)}
@@ -304,7 +336,7 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 	// pending: not started yet, between two runs, or over for good.
 	failure := lastEvent(ts, append([]string{api.TaskTerminated}, startFailures...)...)
 	if t := v.termination(c, ts, id); t != nil && failure.Type == api.TaskTerminated {
-		if !RestartsAfter(v.pod, c, init, t.ExitCode) || v.ends(TaskName(c.Name), ts) <= 1 {
+		if v.pod.DeletionTimestamp != nil || !RestartsAfter(v.pod, c, init, t.ExitCode) || v.ends(TaskName(c.Name), ts) <= 1 {
 			return corev1.ContainerState{Terminated: t}
 		}
 		return waiting(reasonCrashLoop, fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
@@ -335,10 +367,21 @@ func (v *view) ended(c *corev1.Container, ts *api.TaskState, id string) *corev1.
 }
 
 // RestartsAfter says whether the kubelet would start the container again
-// after it has exited with code (pkg/kubelet/container/helpers.go,
-// ShouldContainerBeRestarted).
+// after it has exited with code (pkg/api/v1/pod/util.go, ContainerShouldRestart;
+// KEP-5307).
 func RestartsAfter(pod *corev1.Pod, c *corev1.Container, init bool, code int32) bool {
+	for _, r := range c.RestartPolicyRules {
+		if r.Action != corev1.ContainerRestartRuleActionRestart || r.ExitCodes == nil {
+			continue
+		}
+		if slices.Contains(r.ExitCodes.Values, code) == (r.ExitCodes.Operator == corev1.ContainerRestartRuleOnExitCodesOpIn) {
+			return true
+		}
+	}
 	policy := pod.Spec.RestartPolicy
+	if policy == "" {
+		policy = corev1.RestartPolicyAlways
+	}
 	if c.RestartPolicy != nil {
 		policy = corev1.RestartPolicy(*c.RestartPolicy)
 	} else if init && policy == corev1.RestartPolicyAlways {

@@ -29,7 +29,7 @@ func initialized(pod *corev1.Pod, s *corev1.PodStatus) bool {
 	for i := range pod.Spec.InitContainers {
 		st := &s.InitContainerStatuses[i]
 		if sidecar(&pod.Spec.InitContainers[i]) {
-			if st.State.Running == nil && st.State.Terminated == nil {
+			if st.State.Running == nil && st.State.Terminated == nil || st.State.Running != nil && !started(st) {
 				return false
 			}
 		} else if t := st.State.Terminated; t == nil || t.ExitCode != 0 {
@@ -38,6 +38,8 @@ func initialized(pod *corev1.Pod, s *corev1.PodStatus) bool {
 	}
 	return true
 }
+
+func started(st *corev1.ContainerStatus) bool { return st.Started == nil || *st.Started }
 
 // phase follows the kubelet (pkg/kubelet/kubelet_pods.go, getPhase). A phase
 // that is final stays.

@@ -163,7 +163,7 @@ func conditionLine(s *corev1.PodStatus) string {
 
 // statusFacts are those of every row.
 func statusFacts(now time.Time) Facts {
-	return Facts{Now: now, HostIP: "192.0.2.1", Backoff: map[string]time.Duration{"web": 20 * time.Second}}
+	return Facts{Now: now, Addresses: Addresses{HostIP: "192.0.2.1"}, Backoff: map[string]time.Duration{"web": 20 * time.Second}}
 }
 
 // stable fails unless the status, once reported and read back, asks for no

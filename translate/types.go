@@ -196,12 +196,12 @@ type Result struct {
 	// Items fill the Variable [VariablePath]; empty when the pod projects
 	// nothing.
 	Items []Item
-	// Files is what the companion writes, nil for a pod that has none.
+	// Files is what the companion writes, nil for a pod without files.
 	Files *Files
 	// ClosedGates names the tasks whose gate is closed until the pods room
 	// opens it, in the order in which they are to start: the init containers
-	// after the first, and whatever would start before the companion has
-	// written the pod's files.
+	// after the first, whatever would start before the companion has written the
+	// pod's files, and the containers after a sidecar with a startup probe.
 	ClosedGates []string
 	Notes       []Note
 }

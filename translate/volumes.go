@@ -49,7 +49,7 @@ var openDirs = []string{"../alloc/data", "../alloc/tmp"}
 // collectVolumes decides for each of the pod's volumes where it lies.
 func (b *builder) collectVolumes() {
 	b.volumes = map[string]*volume{}
-	b.companion = b.needsCompanion()
+	b.decideCompanion()
 	open := slices.Clone(openDirs)
 	for i := range b.pod.Spec.Volumes {
 		v := &volume{Volume: &b.pod.Spec.Volumes[i], items: &b.items}
@@ -117,7 +117,7 @@ func (b *builder) emptyDir(v *volume, open []string) []string {
 	if len(mounts) == 0 {
 		return open
 	}
-	if b.companion {
+	if b.writesFiles {
 		v.companion, v.at = true, "/alloc/k8s/"+v.Name
 		v.source = ".." + v.at
 		return open
@@ -200,7 +200,7 @@ func under(clean string, dirs []string) bool {
 // projectedVolume lists the files of a volume made from objects.
 func (b *builder) projectedVolume(v *volume) {
 	v.readOnly = true
-	if v.companion = b.companion && written(v.Volume); v.companion {
+	if v.companion = b.writesFiles && written(v.Volume); v.companion {
 		v.items = &b.fileItems
 	}
 	secret := false

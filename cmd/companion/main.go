@@ -10,12 +10,18 @@ import (
 	"syscall"
 	"time"
 
+	"k8s.io/utils/clock"
+
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/probes"
 )
 
 const usage = `usage: companion COMMAND
   serve            wait for SIGTERM; other commands are run beside it
   files            read a list of files from standard input and write them
+  get              read a request from standard input and make it
+  probes AGENT     run the probes that standard input lists, and report them;
+                   AGENT is how they call themselves (kube-probe/1.35)
   vm-power SOCKET  on SIGTERM, press the power button of the VM whose qemu
                    monitor is SOCKET, and wait until it is off
 `
@@ -28,7 +34,11 @@ func main() {
 	case len(args) == 1 && args[0] == "serve":
 		<-stop.Done()
 	case len(args) == 1 && args[0] == "files":
-		files()
+		answer(companion.WriteFiles(os.Stdin))
+	case len(args) == 1 && args[0] == "get":
+		answer(companion.Get(stop, os.Stdin))
+	case len(args) == 2 && args[0] == "probes":
+		err = companion.Probes(stop, os.Stdin, os.Stdout, probes.NewNetwork(args[1]), clock.RealClock{})
 	case len(args) == 2 && args[0] == "vm-power":
 		err = companion.PowerButton(context.Background(), stop.Done(), args[1])
 	default:
@@ -45,9 +55,9 @@ func main() {
 // answer: Nomad's docker driver loses the output of one that ends at once.
 const linger = 300 * time.Millisecond
 
-// files answers by one line; the exit code tells nothing that it does not.
-func files() {
-	if err := companion.WriteFiles(os.Stdin); err != nil {
+// answer is one line; the exit code tells nothing that it does not.
+func answer(err error) {
+	if err != nil {
 		fmt.Println(companion.AnswerFailed + err.Error())
 	} else {
 		fmt.Println(companion.AnswerDone)

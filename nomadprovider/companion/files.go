@@ -28,7 +28,7 @@ type Entry struct {
 	End bool `json:"end,omitempty"`
 }
 
-// Answers of [WriteFiles].
+// Answers of the commands that are run beside the companion.
 const (
 	AnswerDone   = "done"
 	AnswerFailed = "failed: "

@@ -16,6 +16,22 @@ var notInBuildMetadata = regexp.MustCompile(`[^0-9A-Za-z.-]+`)
 // version as build metadata, so that version comparisons work:
 // v1.35.4+nomad-kubelet.0.1.0.
 func KubeletVersion(own string) string {
+	own = strings.Trim(notInBuildMetadata.ReplaceAllString(strings.TrimPrefix(own, "v"), "-"), "-.")
+	if own == "" {
+		own = "dev"
+	}
+	return libraries() + "+nomad-kubelet." + own
+}
+
+// ProbeAgent is the user agent of the kubelet's probes: kube-probe/1.35.
+func ProbeAgent() string {
+	major, rest, _ := strings.Cut(strings.TrimPrefix(libraries(), "v"), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	return "kube-probe/" + major + "." + minor
+}
+
+// libraries is the Kubernetes release of the libraries.
+func libraries() string {
 	v := fallbackKubernetes
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
@@ -28,11 +44,7 @@ func KubeletVersion(own string) string {
 			v = kubernetesVersion(m.Version)
 		}
 	}
-	own = strings.Trim(notInBuildMetadata.ReplaceAllString(strings.TrimPrefix(own, "v"), "-"), "-.")
-	if own == "" {
-		own = "dev"
-	}
-	return v + "+nomad-kubelet." + own
+	return v
 }
 
 // kubernetesVersion maps a k8s.io module's version to its Kubernetes release:

@@ -68,7 +68,7 @@ func (c *Controller) startAgain(ctx context.Context, pod *corev1.Pod, entry allo
 	})
 	f := c.facts(pod, alloc, "", nil)
 	f.Again, f.Tries = true, uint64(r.tries)
-	if _, err := c.report(ctx, pod, translate.Status(pod, alloc, f)); err != nil {
+	if err := c.report(ctx, pod, translate.Status(pod, alloc, f)); err != nil {
 		return 0, err
 	}
 	if left := r.at.Sub(c.Clock.Now()); left > 0 {

@@ -23,8 +23,8 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/prober"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/projection"
-	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -37,16 +37,11 @@ type Node interface {
 	HostIP(nomadNodeID string) string
 }
 
-// Exec runs commands in tasks, as [taskexec.Runner] does.
-type Exec interface {
-	Run(ctx context.Context, c taskexec.Command) (code int, err error)
-}
-
 // Options are the parts a Controller is made of; all are needed.
 type Options struct {
 	Kube     kubernetes.Interface
 	Nomad    *api.Client
-	Exec     Exec
+	Exec     prober.Exec
 	Cluster  string
 	Nodes    []Node
 	Recorder record.EventRecorder
@@ -55,6 +50,8 @@ type Options struct {
 	// OrphanGuard is how long many jobs without pods are left alone; see
 	// orphans.go.
 	OrphanGuard time.Duration
+	// ProbeAgent is how network probes call themselves, such as kube-probe/1.35.
+	ProbeAgent string
 	// Workers is how many pods are worked on at once.
 	Workers int
 }
@@ -66,6 +63,7 @@ type Controller struct {
 	cache     *allocs.Cache
 	objects   *projection.Objects
 	writer    *projection.Writer
+	prober    *prober.Prober
 	informers []cache.SharedIndexInformer
 	services  corelisters.ServiceLister
 	factory   informers.SharedInformerFactory
@@ -75,6 +73,8 @@ type Controller struct {
 	mu    sync.Mutex
 	state map[types.UID]*podState
 	guard orphanGuard
+	// handlers are the lifecycle hooks that run.
+	handlers sync.WaitGroup
 	// starting are the pods that were registered and of which nothing has been
 	// told yet.
 	starting map[types.UID]struct{}
@@ -103,6 +103,13 @@ type podState struct {
 	items     []translate.Item
 	refresh   time.Time
 	files     files
+	hooks     map[hookKey]*hookRun
+	// kills are the containers that are being stopped, by task.
+	kills map[string]*kill
+	// windDown is until when a pod whose end has come by itself is to have ended.
+	windDown time.Time
+	// probed is by task.
+	probed map[string]*probed
 	// retry is kept while nothing of the pod has started; see again.go.
 	retry retry
 	// ephemeral is what the last look found of the ephemeral containers, and
@@ -143,6 +150,7 @@ func New(o Options) *Controller {
 	c.cache = allocs.New(o.Nomad, list, o.Cluster, c.enqueue, o.Log.Named("allocs"))
 	c.objects = projection.NewObjects(o.Kube, c.changed)
 	c.writer = projection.NewWriter(o.Kube, c.objects, o.Clock)
+	c.prober = prober.New(prober.Options{Exec: o.Exec, Clock: o.Clock, Agent: o.ProbeAgent, Log: o.Log.Named("probes"), Report: c.reported})
 	c.factory = informers.NewSharedInformerFactory(o.Kube, 0)
 	c.services = c.factory.Core().V1().Services().Lister()
 	return c
@@ -162,7 +170,10 @@ func (c *Controller) with(uid types.UID, f func(*podState)) {
 	defer c.mu.Unlock()
 	s := c.state[uid]
 	if s == nil {
-		s = &podState{gates: map[string]string{}, startFailures: map[string]uint64{}, crashes: map[string]*crash{}, messages: map[string]translate.Message{}}
+		s = &podState{
+			gates: map[string]string{}, startFailures: map[string]uint64{}, crashes: map[string]*crash{}, messages: map[string]translate.Message{},
+			hooks: map[hookKey]*hookRun{}, kills: map[string]*kill{}, probed: map[string]*probed{},
+		}
 		c.state[uid] = s
 	}
 	f(s)
@@ -174,6 +185,7 @@ func (c *Controller) forget(uid types.UID) {
 	delete(c.starting, uid)
 	c.mu.Unlock()
 	c.objects.Release(uid)
+	c.prober.Drop(uid)
 	c.queue.Forget(uid)
 }
 
@@ -202,6 +214,7 @@ func (c *Controller) podInformer(node string) cache.SharedIndexInformer {
 			if was := old.(*corev1.Pod); was.UID != x.(*corev1.Pod).UID {
 				c.enqueue(was.UID)
 			}
+			c.tellImages(old.(*corev1.Pod), x.(*corev1.Pod))
 			if c.metadataChanged(old.(*corev1.Pod), x.(*corev1.Pod)) {
 				c.changed(x.(*corev1.Pod).UID)
 				return
@@ -240,7 +253,9 @@ func (c *Controller) podDeleted(x any) {
 func (c *Controller) Run(ctx context.Context) error {
 	c.life = ctx
 	var wg sync.WaitGroup
+	defer c.prober.Wait()
 	defer wg.Wait()
+	defer c.handlers.Wait()
 	defer c.queue.ShutDown()
 	c.factory.Core().V1().Services().Informer()
 	c.factory.Start(ctx.Done())

@@ -23,25 +23,30 @@ func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry alloc
 	if !known {
 		return 0, c.bury(ctx, pod, pod.Status)
 	}
-	if !entry.Job.Stopped {
-		if err := c.stop(ctx, entry.Job); err != nil {
-			return 0, err
-		}
-		entry.Job.Stopped = true
-	}
 	alloc := primary(pod, entry)
 	if alloc == nil {
+		if !entry.Job.Stopped {
+			if err := c.stop(ctx, entry.Job); err != nil {
+				return 0, err
+			}
+		}
 		return c.terminateUnplaced(ctx, pod, entry)
 	}
+	// The API server cuts the time to whole seconds; nobody is to get less than
+	// was granted. Nomad's own kill timeout, frozen when a task starts
+	// (client/allocrunner/taskrunner/driver_handle.go), knows nothing of a
+	// deletion with less time, nor of what hooks and sidecars took.
+	again, err := c.windDown(ctx, pod, entry, alloc, pod.DeletionTimestamp.Add(time.Second))
+	if err != nil {
+		return 0, err
+	}
+	c.workProbes(pod, alloc)
 	c.readMessages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
 	if len(remaining(entry)) == 0 {
 		return 0, c.bury(ctx, pod, translate.Final(pod, status, c.facts(pod, alloc, "", nil)))
 	}
-	if _, err := c.report(ctx, pod, status); err != nil {
-		return 0, err
-	}
-	return c.hurry(ctx, pod, alloc)
+	return again, c.report(ctx, pod, status)
 }
 
 // terminateUnplaced makes sure that Nomad was not about to place the pod.
@@ -56,32 +61,12 @@ func (c *Controller) terminateUnplaced(ctx context.Context, pod *corev1.Pod, ent
 	return 0, c.bury(ctx, pod, pod.Status)
 }
 
-// hurry kills the tasks of a pod that was given less time than when it was
-// made: Nomad freezes a task's kill_timeout when it starts
-// (client/allocrunner/taskrunner/driver_handle.go).
-func (c *Controller) hurry(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) (time.Duration, error) {
-	grace, spec := pod.DeletionGracePeriodSeconds, pod.Spec.TerminationGracePeriodSeconds
-	if grace == nil || spec == nil || *grace >= *spec {
-		return 0, nil
-	}
-	// The API server cuts the time to whole seconds; nobody is to get less than
-	// was granted.
-	if left := pod.DeletionTimestamp.Add(time.Second).Sub(c.Clock.Now()); left > 0 {
-		return left, nil
-	}
-	return 0, c.kill(ctx, alloc)
-}
-
 // kill sends SIGKILL to every running task.
 func (c *Controller) kill(ctx context.Context, alloc *api.Allocation) error {
 	var errs []error
 	for task, ts := range alloc.TaskStates {
-		if ts.State != "running" {
-			continue
-		}
-		err := c.Nomad.Allocations().Signal(alloc, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx), task, "SIGKILL")
-		if err != nil {
-			errs = append(errs, fmt.Errorf("kill task %s of allocation %s: %w", task, alloc.ID, err))
+		if ts.State == "running" {
+			errs = append(errs, c.signal(ctx, alloc, task, "SIGKILL"))
 		}
 	}
 	return errors.Join(errs...)
@@ -89,7 +74,7 @@ func (c *Controller) kill(ctx context.Context, alloc *api.Allocation) error {
 
 // bury reports the last status and removes the object.
 func (c *Controller) bury(ctx context.Context, pod *corev1.Pod, last corev1.PodStatus) error {
-	if _, err := c.report(ctx, pod, last); err != nil {
+	if err := c.report(ctx, pod, last); err != nil {
 		return err
 	}
 	zero := int64(0)
@@ -113,6 +98,7 @@ func (c *Controller) stop(ctx context.Context, job allocs.Job) error {
 
 // reap ends what is left in Nomad of a pod that is gone.
 func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry, known bool) (time.Duration, error) {
+	c.prober.Drop(uid)
 	var seen, debugged bool
 	var grace *int64
 	var namespace string

@@ -45,8 +45,7 @@ func (c *Controller) workEphemeral(ctx context.Context, pod *corev1.Pod, entry a
 		// Of a pod that is over, nothing else changes.
 		status := *pod.Status.DeepCopy()
 		status.EphemeralContainerStatuses = translate.EphemeralStatuses(pod, c.facts(pod, alloc, "", nil))
-		_, err := c.report(ctx, pod, status)
-		errs = append(errs, err)
+		errs = append(errs, c.report(ctx, pod, status))
 	}
 	return again, errors.Join(errs...)
 }
@@ -90,8 +89,8 @@ func neverStarted(alloc *api.Allocation, name string) bool {
 	return alloc.ClientTerminalStatus() && (ts == nil || ts.StartedAt.IsZero())
 }
 
-// endEphemeral stops the job of a pod that ends, and kills it when less time
-// was given than when the job was made.
+// endEphemeral stops the job of a pod that ends, and kills what runs of it when
+// the time of a pod that is deleted is over.
 func (c *Controller) endEphemeral(ctx context.Context, pod *corev1.Pod, companion allocs.Entry, known bool) (time.Duration, error) {
 	if !known {
 		return 0, nil
@@ -99,12 +98,14 @@ func (c *Controller) endEphemeral(ctx context.Context, pod *corev1.Pod, companio
 	if err := c.stopJob(ctx, companion); err != nil {
 		return 0, err
 	}
-	for _, a := range live(companion) {
-		if pod.DeletionTimestamp != nil {
-			return c.hurry(ctx, pod, a)
-		}
+	left := live(companion)
+	if pod.DeletionTimestamp == nil || len(left) == 0 {
+		return 0, nil
 	}
-	return 0, nil
+	if wait := pod.DeletionTimestamp.Add(time.Second).Sub(c.Clock.Now()); wait > 0 {
+		return wait, nil
+	}
+	return minimumGrace, c.kill(ctx, left[0])
 }
 
 // lostEphemeral handles a container that ran and whose job is not in the view.

@@ -24,7 +24,7 @@ const (
 // debugged is a pod with an ephemeral container that targets web.
 func (r *room) debugged(change func(*corev1.Pod, *corev1.EphemeralContainer)) *corev1.Pod {
 	return r.pod(func(p *corev1.Pod) {
-		p.UID = debugUID
+		p.UID, p.Status.PodIP = debugUID, "172.26.64.9"
 		p.Spec.EphemeralContainers = make([]corev1.EphemeralContainer, 1)
 		ec := &p.Spec.EphemeralContainers[0]
 		ec.Name, ec.Image, ec.TargetContainerName = "dbg", "busybox:1.36", "web"
@@ -59,6 +59,21 @@ func webRuns() allocs.Entry { return entry("running", tasks{"web": running(0, ep
 
 func (r *room) debugState(pod *corev1.Pod) corev1.ContainerState {
 	return translate.EphemeralStatus(r.read(pod), "dbg").State
+}
+
+// noWarning fails if there was one.
+func (r *room) noWarning() {
+	r.t.Helper()
+	for {
+		select {
+		case got := <-r.events.Events:
+			if strings.HasPrefix(got, "Warning") {
+				r.t.Errorf("event %q", got)
+			}
+		default:
+			return
+		}
+	}
 }
 
 func TestEphemeralWaitsForItsTarget(t *testing.T) {
@@ -145,7 +160,7 @@ func TestEphemeralVariable(t *testing.T) {
 	}
 	r.event("Warning Failed Error: secret")
 	r.must(r.workEphemeral(ctx, pod, webRuns()))
-	r.noEvent() // once
+	r.noWarning() // once
 	r.asked()
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "ns"}, Data: map[string][]byte{"k": []byte("v")}}
 	if _, err := r.kube.CoreV1().Secrets("ns").Create(ctx, s, metav1.CreateOptions{}); err != nil {
@@ -166,7 +181,7 @@ func TestEphemeralThatCannotRun(t *testing.T) {
 	}{
 		"refused": {func(_ *corev1.Pod, ec *corev1.EphemeralContainer) {
 			ec.SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
-		}, 0, "", "Refused"},
+		}, 0, "", reasonRefused},
 		"rejected": {nil, http.StatusInternalServerError, "1 error occurred: * no", "NomadRejectedJob"},
 		"trouble":  {nil, http.StatusInternalServerError, "No cluster leader", ""},
 		"denied":   {nil, http.StatusForbidden, "Permission denied", ""},
@@ -191,7 +206,7 @@ func TestEphemeralThatCannotRun(t *testing.T) {
 				if end != nil {
 					t.Errorf("%+v", end)
 				}
-				r.noEvent()
+				r.noWarning()
 				r.nomad.asIs()
 				r.nomad.take()
 				r.must(r.workEphemeral(ctx, pod, webRuns()))
@@ -205,7 +220,7 @@ func TestEphemeralThatCannotRun(t *testing.T) {
 			r.nomad.take()
 			r.must(r.workEphemeral(ctx, pod, webRuns()))
 			r.asked()
-			r.noEvent()
+			r.noWarning()
 		})
 	}
 }

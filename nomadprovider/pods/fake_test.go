@@ -236,13 +236,18 @@ type room struct {
 	clock  *clocktesting.FakeClock
 	events *record.FakeRecorder
 	// run stands for what runs in tasks.
-	run func(taskexec.Command) (int, error)
+	run   func(taskexec.Command) (int, error)
+	check func(taskexec.Command) (int, []byte, error)
 }
 
 // tasksOf runs commands by the test.
 type tasksOf struct{ *room }
 
 func (t tasksOf) Run(_ context.Context, c taskexec.Command) (int, error) { return t.run(c) }
+
+func (t tasksOf) Check(_ context.Context, c taskexec.Command, _ time.Duration, _ int) (int, []byte, error) {
+	return t.check(c)
+}
 
 var epoch = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
@@ -264,7 +269,7 @@ func (r *room) restart() {
 	c.Complete()
 	r.Controller = New(Options{
 		Kube: r.kube, Nomad: client, Exec: tasksOf{r}, Cluster: "c1", Nodes: []Node{testNode{config.Profile(c.VirtualNodes[0])}},
-		Recorder: r.events, Clock: r.clock, Log: hclog.NewNullLogger(), OrphanGuard: 10 * time.Minute, Workers: 2,
+		ProbeAgent: "kube-probe/1.35", Recorder: r.events, Clock: r.clock, Log: hclog.NewNullLogger(), OrphanGuard: 10 * time.Minute, Workers: 2,
 	})
 	r.life = r.t.Context()
 }

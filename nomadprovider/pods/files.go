@@ -1,24 +1,18 @@
 package pods
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/projection"
-	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
-// A pod that has a companion gets the contents of its volumes through it: they
+// A pod whose volumes a companion writes gets their contents through it: they
 // are handed over by a command, so they have no bound but the client's disk, and
 // lie neither in the job nor in a Variable. The containers wait behind their
 // gates until the companion has said that the files are there.
@@ -37,12 +31,17 @@ const (
 	reasonFailedMount = "FailedMount"
 	// filesRetry is the pause after a list that could not be handed over.
 	filesRetry = 2 * time.Second
-	filesTries = 5
 )
 
-// companionRun is when the pod's companion started, zero while it does not run.
-func companionRun(alloc *api.Allocation) time.Time {
-	if alloc == nil || alloc.ClientTerminalStatus() {
+// hasFiles says whether the pod's companion writes its volumes.
+func hasFiles(pod *corev1.Pod, alloc *api.Allocation) bool {
+	return alloc.TaskStates[translate.CompanionTask] != nil && translate.HasFiles(pod)
+}
+
+// filesRun is when the companion that writes the pod's volumes started, zero
+// while none runs.
+func filesRun(pod *corev1.Pod, alloc *api.Allocation) time.Time {
+	if alloc == nil || alloc.ClientTerminalStatus() || !hasFiles(pod, alloc) {
 		return time.Time{}
 	}
 	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "running" {
@@ -53,7 +52,7 @@ func companionRun(alloc *api.Allocation) time.Time {
 
 // filesReady says whether the containers may start, as far as their volumes go.
 func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
-	if alloc.TaskStates[translate.CompanionTask] == nil {
+	if !hasFiles(pod, alloc) {
 		return true
 	}
 	var ready bool
@@ -63,7 +62,7 @@ func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
 
 // handOver brings the pod's files up to date. next is when to look again.
 func (c *Controller) handOver(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, f *translate.Files) (next time.Duration, err error) {
-	run := companionRun(alloc)
+	run := filesRun(pod, alloc)
 	if f == nil || run.IsZero() {
 		c.tellCompanion(pod, alloc)
 		return 0, nil // its start comes as an event
@@ -78,8 +77,8 @@ func (c *Controller) handOver(ctx context.Context, pod *corev1.Pod, alloc *api.A
 	if now.run.Equal(was.run) && now.sum == was.sum {
 		return next, nil
 	}
-	if err := c.writeFiles(ctx, alloc, list); err != nil {
-		c.tellMount(pod, err.Error())
+	if err := c.askCompanion(ctx, alloc, "files", list); err != nil {
+		c.tellMount(pod, "write the pod's volumes: "+err.Error())
 		c.with(pod.UID, func(s *podState) { s.dirty = true })
 		return filesRetry, nil
 	}
@@ -95,7 +94,7 @@ func (c *Controller) tellCompanion(pod *corev1.Pod, alloc *api.Allocation) {
 	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "pending" && len(ts.Events) > 0 {
 		for _, e := range ts.Events {
 			if translate.StartFailure(e) {
-				c.tellMount(pod, "the companion that writes the pod's volumes does not start (virtualNodes[].companionImage): "+e.DisplayMessage)
+				c.tellMount(pod, "the pod's companion does not start (virtualNodes[].companionImage): "+e.DisplayMessage)
 				return
 			}
 		}
@@ -109,53 +108,4 @@ func (c *Controller) tellMount(pod *corev1.Pod, message string) {
 	if !known {
 		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonFailedMount, truncate(message, 900))
 	}
-}
-
-// writeFiles runs the companion's command until it has answered: a call may end
-// without having started it (hashicorp/nomad#27146), and to write the same
-// again does no harm.
-func (c *Controller) writeFiles(ctx context.Context, alloc *api.Allocation, list []byte) error {
-	var err error
-	for range filesTries {
-		var answer string
-		if answer, err = c.runFiles(ctx, alloc, list); answer != "" || ctx.Err() != nil {
-			if answer == companion.AnswerDone {
-				return nil
-			}
-			return fmt.Errorf("the companion cannot write the pod's volumes: %s", strings.TrimPrefix(answer, companion.AnswerFailed))
-		}
-	}
-	if err == nil {
-		err = errors.New("no answer")
-	}
-	return fmt.Errorf("hand the pod's volumes to its companion: %w", err)
-}
-
-func (c *Controller) runFiles(ctx context.Context, alloc *api.Allocation, list []byte) (answer string, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	out := &firstLine{done: cancel}
-	_, err = c.Exec.Run(ctx, taskexec.Command{
-		Namespace: alloc.Namespace, AllocID: alloc.ID, Task: translate.CompanionTask, Driver: "docker", Handshake: true,
-		Argv: []string{"/companion", "files"}, In: bytes.NewReader(list), Out: out, ErrOut: out,
-	})
-	return out.line, err
-}
-
-// firstLine keeps the first line that is written, and says when it is there.
-type firstLine struct {
-	buf  bytes.Buffer
-	line string
-	done func()
-}
-
-func (f *firstLine) Write(p []byte) (int, error) {
-	if f.line == "" {
-		f.buf.Write(p)
-		if line, _, ok := strings.Cut(f.buf.String(), "\n"); ok {
-			f.line = strings.TrimSpace(line)
-			f.done()
-		}
-	}
-	return len(p), nil
 }

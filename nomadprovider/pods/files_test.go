@@ -154,8 +154,8 @@ func TestFilesThatCannotBeHandedOver(t *testing.T) {
 		calls  int
 		event  string
 	}{
-		{"", nil, filesTries, "no answer"},
-		{"", errors.New("client is away"), filesTries, "client is away"},
+		{"", nil, companionTries, "no answer"},
+		{"", errors.New("client is away"), companionTries, "client is away"},
 		{companion.AnswerFailed + "no space left\n", nil, 1, "no space left"},
 	} {
 		calls, answer, fault = 0, step.answer, step.fault

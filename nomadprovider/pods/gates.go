@@ -54,9 +54,11 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 	if !c.filesReady(pod, alloc) {
 		return 0, nil // that the files are there is known in the pass that wrote them
 	}
-	companion := alloc.TaskStates[translate.CompanionTask] != nil
+	files, inits := hasFiles(pod, alloc), len(pod.Spec.InitContainers)
+	about := c.probing(pod, alloc)
+	last := translate.LastHolds(pod, about.driver, about.task)
 	for i := range pod.Spec.InitContainers {
-		if i == 0 || !initDone(pod, alloc, i-1) {
+		if i == 0 || !c.initDone(pod, alloc, i-1) {
 			continue
 		}
 		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[i], gateKind{init: true, closed: true})
@@ -65,15 +67,19 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 		}
 		again = sooner(again, wait)
 	}
-	if len(pod.Spec.InitContainers) > 0 {
-		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[0], gateKind{init: true, closed: companion})
+	if inits > 0 {
+		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[0], gateKind{init: true, closed: files})
 		if err != nil {
 			return 0, err
 		}
 		again = sooner(again, wait)
 	}
+	held := last && !c.initDone(pod, alloc, inits-1)
 	for i := range pod.Spec.Containers {
-		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.Containers[i], gateKind{closed: companion && len(pod.Spec.InitContainers) == 0})
+		if ts := alloc.TaskStates[translate.TaskName(pod.Spec.Containers[i].Name)]; held && (ts == nil || ts.StartedAt.IsZero()) {
+			continue
+		}
+		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.Containers[i], gateKind{closed: last || files && inits == 0})
 		if err != nil {
 			return 0, err
 		}
@@ -93,16 +99,16 @@ func sooner(a, b time.Duration) time.Duration {
 // from one that starts open.
 type gateKind struct{ init, closed bool }
 
-// initDone says whether the next init container may start: an ordinary one has
-// ended well, a sidecar runs.
-func initDone(pod *corev1.Pod, alloc *api.Allocation, i int) bool {
-	c := &pod.Spec.InitContainers[i]
-	ts := alloc.TaskStates[translate.TaskName(c.Name)]
+// initDone says whether the next container may start: an ordinary init container
+// has ended well, a sidecar runs and has passed its startup probe.
+func (c *Controller) initDone(pod *corev1.Pod, alloc *api.Allocation, i int) bool {
+	ct := &pod.Spec.InitContainers[i]
+	ts := alloc.TaskStates[translate.TaskName(ct.Name)]
 	if ts == nil {
 		return false
 	}
-	if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-		return ts.State == "running" || !ts.StartedAt.IsZero()
+	if isSidecar(ct) {
+		return (ts.State == "running" || !ts.StartedAt.IsZero()) && c.hasStarted(pod, alloc, ct)
 	}
 	return ts.State == "dead" && !ts.Failed
 }

@@ -19,7 +19,7 @@ import (
 
 // Reasons of events and of failed pods.
 const (
-	reasonRefused     = "Refused"
+	reasonRefused     = "UnsupportedByNomad"
 	reasonTooLarge    = "ProjectionTooLarge"
 	reasonConfigError = "CreateContainerConfigError"
 	reasonLost        = "NomadJobLost"
@@ -176,11 +176,7 @@ func (c *Controller) refuseOrWait(ctx context.Context, pod *corev1.Pod, err erro
 		return c.fail(ctx, pod, nil, reasonTooLarge, large.Error())
 	case errors.As(err, &missing):
 		w := &corev1.ContainerStateWaiting{Reason: reasonConfigError, Message: missing.Error()}
-		changed, err := c.report(ctx, pod, translate.Status(pod, nil, c.facts(pod, nil, "", w)))
-		if changed {
-			c.Recorder.Event(pod, corev1.EventTypeWarning, "Failed", "Error: "+missing.Error())
-		}
-		return err
+		return c.report(ctx, pod, translate.Status(pod, nil, c.facts(pod, nil, "", w)))
 	}
 	return err
 }
@@ -219,11 +215,16 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if err != nil {
 		return 0, err
 	}
+	c.workProbes(pod, alloc)
 	again, err := c.workGates(ctx, pod, entry.Job, alloc)
 	if err != nil {
 		return 0, err
 	}
-	again = sooner(again, refresh)
+	ends, err := c.workContainers(ctx, pod, alloc)
+	if err != nil {
+		return 0, err
+	}
+	again = sooner(sooner(again, refresh), ends)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
 	c.readMessages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, entry.Unplaced, nil))
@@ -234,9 +235,11 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	}
 	if (expired || translate.Over(pod, &status)) && !entry.Job.Stopped && len(live(entry)) > 0 {
 		// Sidecars, parked containers, and those whose time is up.
-		if err := c.stop(ctx, entry.Job); err != nil {
+		wait, err := c.windDown(ctx, pod, entry, alloc, c.windDownBy(pod))
+		if err != nil {
 			return 0, err
 		}
+		again = sooner(again, wait)
 	}
 	// Nobody is to rely on the pod's end while something of it runs.
 	if expired && len(remaining(entry)) == 0 {
@@ -248,8 +251,29 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if wait := c.notYet(pod, alloc, entry.Unplaced); wait > 0 {
 		return sooner(sooner(again, left), wait), nil
 	}
-	_, err = c.report(ctx, pod, status)
-	return sooner(again, left), err
+	return sooner(again, left), c.report(ctx, pod, status)
+}
+
+// workContainers runs the postStart hooks that are due, and ends the containers
+// that are to end.
+func (c *Controller) workContainers(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) (time.Duration, error) {
+	if alloc == nil || alloc.ClientTerminalStatus() {
+		return 0, nil
+	}
+	c.workPostStart(pod, alloc)
+	c.killUnhealthy(pod, alloc)
+	return c.workKills(ctx, pod, alloc)
+}
+
+// windDownBy is until when a pod is to have ended whose end has come by itself.
+func (c *Controller) windDownBy(pod *corev1.Pod) (by time.Time) {
+	c.with(pod.UID, func(s *podState) {
+		if s.windDown.IsZero() {
+			s.windDown = c.Clock.Now().Add(graceOf(pod, nil))
+		}
+		by = s.windDown
+	})
+	return by
 }
 
 // deadline says how long the pod may still be active (activeDeadlineSeconds),
@@ -274,7 +298,7 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 		if !s.refresh.IsZero() {
 			left = s.refresh.Sub(c.Clock.Now())
 		}
-		run := companionRun(alloc)
+		run := filesRun(pod, alloc)
 		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0 || !run.IsZero() && !run.Equal(s.files.run)
 		s.dirty = false
 	})
@@ -394,6 +418,7 @@ func live(entry allocs.Entry) []*api.Allocation {
 // sidecars end with it. The job stays until the pod object is gone, for its logs.
 func (c *Controller) retire(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, known bool) error {
 	c.objects.Release(pod.UID)
+	c.prober.Drop(pod.UID)
 	if !known || entry.Job.Stopped || len(entry.Allocs) > 0 && len(live(entry)) == 0 {
 		return nil
 	}

@@ -214,6 +214,7 @@ func TestPlacementIsTold(t *testing.T) {
 	r.follows(pod, entry("pending", tasks{"web": {State: "pending"}}))
 	r.event("Normal Placed")
 	r.follows(pod, entry("running", tasks{"web": running(0, epoch)}))
+	r.event("Normal Started")
 	r.noEvent()
 }
 

@@ -23,16 +23,19 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 	f := translate.Facts{
 		Now: c.Clock.Now(), Unplaced: unplaced, Waiting: waiting,
 		StartFailures: map[string]uint64{}, Backoff: map[string]time.Duration{}, Messages: map[string]translate.Message{},
+		Starting: map[string]bool{},
 	}
 	c.with(pod.UID, func(s *podState) { f.Ephemeral = s.ephemeral })
 	if alloc == nil {
 		return f
 	}
-	if n := c.nodes[pod.Spec.NodeName]; n != nil {
-		f.HostIP = n.HostIP(alloc.NodeID)
-		f.HostNetwork = n.Profile().Network == translate.NetworkHost
+	for _, ct := range containersOf(pod) {
+		f.Starting[translate.TaskName(ct.Name)] = c.postStartDue(pod, alloc, ct)
 	}
+	f.Addresses = c.addresses(pod, alloc)
+	about := c.probing(pod, alloc)
 	c.with(pod.UID, func(s *podState) {
+		f.Probed = probedFacts(pod, alloc, about, s)
 		maps.Copy(f.Messages, s.messages)
 		for task, ts := range alloc.TaskStates {
 			if _, known := s.startFailures[task]; ts.StartedAt.IsZero() {
@@ -47,6 +50,15 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 		}
 	})
 	return f
+}
+
+// addresses is what is known of the client's.
+func (c *Controller) addresses(pod *corev1.Pod, alloc *api.Allocation) translate.Addresses {
+	n := c.nodes[pod.Spec.NodeName]
+	if n == nil {
+		return translate.Addresses{}
+	}
+	return translate.Addresses{HostIP: n.HostIP(alloc.NodeID), HostNetwork: n.Profile().Network == translate.NetworkHost}
 }
 
 // formerStartFailures is, after a restart of this process, what Nomad counted
@@ -67,25 +79,26 @@ func formerStartFailures(pod *corev1.Pod, task string, ts *api.TaskState) uint64
 // report patches the pod's status to what it should be, if it is not: a
 // strategic merge patch of the difference, as the kubelet's status manager
 // sends, so that conditions and metadata of others stay as they are.
-func (c *Controller) report(ctx context.Context, pod *corev1.Pod, status corev1.PodStatus) (changed bool, err error) {
+func (c *Controller) report(ctx context.Context, pod *corev1.Pod, status corev1.PodStatus) error {
 	if equality.Semantic.DeepEqual(pod.Status, status) {
-		return false, nil
+		return nil
 	}
 	patch, err := statusPatch(pod, status)
 	if err != nil {
-		return false, fmt.Errorf("make a status patch for pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		return fmt.Errorf("make a status patch for pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	if patch == nil {
-		return false, nil
+		return nil
 	}
 	_, err = c.Kube.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) && c.pod(pod.UID) == nil {
-		return false, nil // gone; its deletion is on the way to us
+		return nil // gone; its deletion is on the way to us
 	}
 	if err != nil {
-		return false, fmt.Errorf("patch the status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		return fmt.Errorf("patch the status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
-	return true, nil
+	c.tellContainers(pod, &status)
+	return nil
 }
 
 func statusPatch(pod *corev1.Pod, status corev1.PodStatus) ([]byte, error) {
@@ -103,6 +116,5 @@ func statusPatch(pod *corev1.Pod, status corev1.PodStatus) ([]byte, error) {
 
 // fail makes the pod's phase Failed for good; alloc is nil when the pod has none.
 func (c *Controller) fail(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, reason, message string) error {
-	_, err := c.report(ctx, pod, translate.Failed(pod, alloc, reason, truncate(message, 2000), c.facts(pod, alloc, "", nil)))
-	return err
+	return c.report(ctx, pod, translate.Failed(pod, alloc, reason, truncate(message, 2000), c.facts(pod, alloc, "", nil)))
 }

@@ -74,7 +74,7 @@ func TestEphemeralContainers(t *testing.T) {
 		`cat /sec/password`:                             "hunter2",
 		`touch /sec/x 2>/dev/null || echo no`:           "no\n",
 		`printf %s "$POD_IP"`:                           p.Status.PodIP,
-		`grep -c "^192.0.2.7 alias.example" /etc/hosts`: "1\n",
+		`grep -c "^192.0.2.7.alias.example" /etc/hosts`: "1\n",
 		`hostname`:                         "web\n",
 		`ip -4 addr | grep -c "$POD_IP/"`:  "1\n",
 		`cat /proc/1/root/data/index.html`: "index\n",
@@ -145,13 +145,13 @@ func TestEphemeralContainersThatCannotRun(t *testing.T) {
 	})
 	p = await(t, kube, p, 90*time.Second, "told of all three", func(p *corev1.Pod) bool {
 		root, none, waits := ephemeralState(p, "root").Terminated, ephemeralState(p, "none").Waiting, ephemeralState(p, "waits").Waiting
-		return root != nil && root.Reason == "Refused" && strings.Contains(root.Message, "hostAccess.privileged") &&
+		return root != nil && root.Reason == "UnsupportedByNomad" && strings.Contains(root.Message, "hostAccess.privileged") &&
 			none != nil && none.Reason == "ErrImagePull" && waits != nil && waits.Reason == "CreateContainerConfigError"
 	})
 	if !ready(p) {
 		t.Errorf("the pod is no longer ready\n%s", describe(p))
 	}
-	if msg := eventOf(t, kube, p, "Refused"); !strings.Contains(msg, "spec.ephemeralContainers[root]") {
+	if msg := eventOf(t, kube, p, "UnsupportedByNomad"); !strings.Contains(msg, "spec.ephemeralContainers[root]") {
 		t.Errorf("event %q", msg)
 	}
 	if _, err := kube.CoreV1().ConfigMaps(ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "later"}}, metav1.CreateOptions{}); err != nil {

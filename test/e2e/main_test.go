@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -32,6 +33,15 @@ const (
 	secondNode = "nomad-second"
 )
 
+// ports is where the ports of the hybrids begin, the shared one's first.
+// E2E_PORT_BASE moves it, so that two checkouts can be tested at once.
+func ports() int {
+	if n, err := strconv.Atoi(os.Getenv("E2E_PORT_BASE")); err == nil {
+		return n
+	}
+	return sharedPorts
+}
+
 // binDir is the repository's bin/.
 func binDir() string {
 	dir, err := filepath.Abs("../../bin")
@@ -50,7 +60,7 @@ func run(m *testing.M) int {
 		return fail(err)
 	}
 	defer os.RemoveAll(dir)
-	opts := options(dir, sharedPorts)
+	opts := options(dir, ports())
 	opts.MockRuntime, opts.VMImage = true, true
 	opts.CacheDir = filepath.Join(binDir(), "..", ".dev", "test-cache")
 	opts.Out = os.Stdout

@@ -300,7 +300,7 @@ func TestRefusedFields(t *testing.T) {
 			t.Errorf("the message does not name %s: %s", want, p.Status.Message)
 		}
 	}
-	eventOf(t, kube, p, "Refused")
+	eventOf(t, kube, p, "UnsupportedByNomad")
 	if _, _, err := nomad.Jobs().Info(jobID(cluster, p), nil); err == nil {
 		t.Error("a refused pod has a job")
 	}

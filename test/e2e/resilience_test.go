@@ -82,7 +82,7 @@ const (
 
 // TestResilience breaks one part after another under running pods.
 func TestResilience(t *testing.T) {
-	h := newHybrid(t, sharedPorts+100, func(o *devcluster.Options) {
+	h := newHybrid(t, ports()+100, func(o *devcluster.Options) {
 		o.Configure = func(c *config.Config) {
 			c.VirtualNodes[0].UnreachableAfter.Duration = shortOutage
 			c.OrphanGuard.Duration = orphanGuard

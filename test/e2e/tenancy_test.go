@@ -19,7 +19,7 @@ import (
 // Two Kubernetes clusters on one Nomad do not touch each other's jobs, nor
 // those of people.
 func TestTwoClustersOnOneNomad(t *testing.T) {
-	other := newHybrid(t, sharedPorts+200, func(o *devcluster.Options) { o.NomadAddress = cluster.NomadAddress() })
+	other := newHybrid(t, ports()+200, func(o *devcluster.Options) { o.NomadAddress = cluster.NomadAddress() })
 	ns, otherNS := namespace(t, kube), namespace(t, other.kube)
 	mine := await(t, kube, create(t, kube, ns, pod("mine", "", mock, restart(corev1.RestartPolicyAlways))), 30*time.Second, "ready", ready)
 	theirs := await(t, other.kube, create(t, other.kube, otherNS, pod("theirs", "", mock, restart(corev1.RestartPolicyAlways))), 30*time.Second, "ready", ready)
@@ -74,7 +74,7 @@ func TestTwoClustersOnOneNomad(t *testing.T) {
 // With access control on, the policy and the roles under deploy/ suffice for
 // all that a pod needs, and give no more.
 func TestAccessControl(t *testing.T) {
-	h := newHybrid(t, sharedPorts+300, func(o *devcluster.Options) { o.ACL, o.NoDocker = true, false })
+	h := newHybrid(t, ports()+300, func(o *devcluster.Options) { o.ACL, o.NoDocker = true, false })
 	ns := namespace(t, h.kube)
 	if _, err := h.kube.CoreV1().ConfigMaps(ns).Create(t.Context(), &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: "conf"}, Data: map[string]string{"k": "v1"},

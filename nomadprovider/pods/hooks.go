@@ -1,0 +1,233 @@
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// Lifecycle hooks run at least once, as on the kubelet: a container whose
+// postStart hook has ended is told as running, and that is how a later self
+// knows.
+
+const (
+	reasonPostStart = "FailedPostStartHook"
+	reasonPreStop   = "FailedPreStopHook"
+	// hookLimit bounds a postStart hook, for which Kubernetes has no limit.
+	hookLimit = time.Hour
+)
+
+// hookKey names one hook of one run of a container.
+type hookKey struct {
+	task string
+	pre  bool  // preStop
+	run  int64 // start of the run, in nanoseconds
+}
+
+type hookRun struct {
+	done bool
+	err  error
+}
+
+func keyOf(task string, ts *api.TaskState, pre bool) hookKey {
+	return hookKey{task: task, pre: pre, run: ts.StartedAt.UnixNano()}
+}
+
+// containersOf lists the containers that may have hooks and probes: all but the
+// ephemeral.
+func containersOf(pod *corev1.Pod) []*corev1.Container {
+	out := make([]*corev1.Container, 0, len(pod.Spec.InitContainers)+len(pod.Spec.Containers))
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			out = append(out, &list[i])
+		}
+	}
+	return out
+}
+
+// workPostStart runs the postStart hooks of containers that have started, and
+// stops those whose hook failed.
+func (c *Controller) workPostStart(pod *corev1.Pod, alloc *api.Allocation) {
+	for _, ct := range containersOf(pod) {
+		if !c.postStartDue(pod, alloc, ct) {
+			continue
+		}
+		if alloc.TaskStates[translate.CompanionTask] != nil && ct.Lifecycle.PostStart.HTTPGet != nil && alloc.TaskStates[translate.CompanionTask].State != "running" {
+			continue // its start comes as an event
+		}
+		task := translate.TaskName(ct.Name)
+		key := keyOf(task, alloc.TaskStates[task], false)
+		if done, err := c.hook(pod, alloc, ct, key, ct.Lifecycle.PostStart, hookLimit); done && err != nil {
+			if c.killContainer(pod, alloc, ct, c.Clock.Now().Add(graceOf(pod, nil))) {
+				c.Recorder.Event(containerRef(pod, ct.Name), corev1.EventTypeWarning, reasonPostStart, "PostStartHook failed: container "+ct.Name+" is stopped")
+			}
+		}
+	}
+}
+
+// postStartDue says whether the container runs and its postStart hook has not
+// been seen to end well.
+func (c *Controller) postStartDue(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container) bool {
+	if ct.Lifecycle == nil || ct.Lifecycle.PostStart == nil || alloc == nil {
+		return false
+	}
+	task := translate.TaskName(ct.Name)
+	ts := alloc.TaskStates[task]
+	if ts == nil || ts.State != "running" || toldRunning(pod, ct.Name, ts) {
+		return false
+	}
+	var done bool
+	c.with(pod.UID, func(s *podState) {
+		if r := s.hooks[keyOf(task, ts, false)]; r != nil {
+			done = r.done && r.err == nil
+		}
+	})
+	return !done
+}
+
+// toldRunning says whether this run of the container has been told of.
+func toldRunning(pod *corev1.Pod, name string, ts *api.TaskState) bool {
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			if r := list[i].State.Running; list[i].Name == name && r != nil {
+				return r.StartedAt.Unix() == ts.StartedAt.Unix()
+			}
+		}
+	}
+	return false
+}
+
+// hook starts a hook of a run, once, and says whether and how it has ended; its
+// end puts the pod into the queue.
+func (c *Controller) hook(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, key hookKey, h *corev1.LifecycleHandler, limit time.Duration) (done bool, err error) {
+	first := false
+	c.with(pod.UID, func(s *podState) {
+		r := s.hooks[key]
+		if r == nil {
+			for k := range s.hooks {
+				if k.task == key.task && k.run != key.run {
+					delete(s.hooks, k)
+				}
+			}
+			r, first = &hookRun{}, true
+			s.hooks[key] = r
+		}
+		done, err = r.done, r.err
+	})
+	if !first {
+		return done, err
+	}
+	c.handlers.Go(func() {
+		ctx, cancel := context.WithTimeout(c.life, limit)
+		defer cancel()
+		err := c.runHandler(ctx, pod, alloc, ct, h)
+		if c.life.Err() != nil {
+			return
+		}
+		if err != nil {
+			// What a command says may be secret: it is in no event.
+			c.Log.Debug("a lifecycle hook failed", "pod", pod.UID, "container", ct.Name, "preStop", key.pre, "error", err)
+		}
+		c.with(pod.UID, func(s *podState) {
+			if r := s.hooks[key]; r != nil {
+				r.done, r.err = true, err
+			}
+		})
+		c.enqueue(pod.UID)
+	})
+	return false, nil
+}
+
+// runHandler runs one handler to its end.
+func (c *Controller) runHandler(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, h *corev1.LifecycleHandler) error {
+	switch {
+	case h.Exec != nil:
+		code, err := c.Exec.Run(ctx, taskexec.Command{
+			Namespace: alloc.Namespace, AllocID: alloc.ID, Task: translate.TaskName(ct.Name), Driver: c.driver(pod), Argv: h.Exec.Command,
+		})
+		if err == nil && code != 0 {
+			err = fmt.Errorf("command %q ended with exit code %d", strings.Join(h.Exec.Command, " "), code)
+		}
+		return err
+	case h.Sleep != nil:
+		select {
+		case <-c.Clock.After(time.Duration(h.Sleep.Seconds) * time.Second):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if h.HTTPGet != nil {
+		return c.get(ctx, pod, alloc, ct, h.HTTPGet)
+	}
+	return errors.New("the handler is neither exec, httpGet nor sleep")
+}
+
+// get has the pod's companion make the request.
+func (c *Controller) get(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, g *corev1.HTTPGetAction) error {
+	if alloc.TaskStates[translate.CompanionTask] == nil {
+		return errors.New("the pod has no companion (virtualNodes[].companionImage)")
+	}
+	port, err := portOf(ct, g.Port)
+	if err != nil {
+		return err
+	}
+	u, err := url.Parse(g.Path)
+	if err != nil { // as the kubelet has it: a path that is none is taken as it is
+		u = &url.URL{Path: g.Path}
+	}
+	u.Scheme = strings.ToLower(string(g.Scheme))
+	if u.Scheme == "" {
+		u.Scheme = "http"
+	}
+	host := g.Host
+	if host == "" {
+		host = c.address(pod, alloc)
+	}
+	u.Host = net.JoinHostPort(host, strconv.Itoa(port))
+	req := companion.Request{URL: u.String(), Header: http.Header{}}
+	for _, h := range g.HTTPHeaders {
+		req.Header.Add(h.Name, h.Value)
+	}
+	in, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	return c.askCompanion(ctx, alloc, "get", in)
+}
+
+// portOf resolves a port that may be named.
+func portOf(ct *corev1.Container, port intstr.IntOrString) (int, error) {
+	if port.Type == intstr.Int {
+		return port.IntValue(), nil
+	}
+	for _, p := range ct.Ports {
+		if p.Name == port.StrVal {
+			return int(p.ContainerPort), nil
+		}
+	}
+	return 0, fmt.Errorf("container %s has no port %q", ct.Name, port.StrVal)
+}
+
+// address is where the pod's own ports are reached from within it.
+func (c *Controller) address(pod *corev1.Pod, alloc *api.Allocation) string {
+	if n := alloc.NetworkStatus; n != nil && n.Address != "" && !pod.Spec.HostNetwork {
+		return n.Address
+	}
+	return "127.0.0.1"
+}

@@ -1,0 +1,217 @@
+package pods
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+func hooked(post, pre *corev1.LifecycleHandler) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: post, PreStop: pre}
+		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}
+	}
+}
+
+func both(fs ...func(*corev1.Pod)) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		for _, f := range fs {
+			f(p)
+		}
+	}
+}
+
+func execHook(argv ...string) *corev1.LifecycleHandler {
+	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: argv}}
+}
+
+// commands lets the test end each command that is run in a task.
+func (r *room) commands() (started chan taskexec.Command, end chan int) {
+	started, end = make(chan taskexec.Command, 10), make(chan int, 10)
+	r.run = func(c taskexec.Command) (int, error) {
+		started <- c
+		select {
+		case code := <-end:
+			return code, nil
+		case <-r.t.Context().Done():
+			return 0, r.t.Context().Err()
+		}
+	}
+	return started, end
+}
+
+// woken waits until the pod is put into the queue.
+func (r *room) woken() {
+	r.t.Helper()
+	uid, _ := r.queue.Get()
+	r.queue.Done(uid)
+	if uid != "u" {
+		r.t.Errorf("woken for %s", uid)
+	}
+}
+
+func TestPostStart(t *testing.T) {
+	r := newRoom(t)
+	started, end := r.commands()
+	pod := r.pod(hooked(execHook("warm", "up"), nil))
+	e := entry("running", tasks{"web": running(0, epoch)})
+	r.follows(pod, e)
+	r.follows(pod, e) // it runs once
+	if c := <-started; !slices.Equal(c.Argv, []string{"warm", "up"}) || c.Task != "web" || c.AllocID != "a1" {
+		t.Errorf("ran %+v", c)
+	}
+	if got := r.read(pod).Status; got.Phase == corev1.PodRunning || len(got.ContainerStatuses) > 0 && got.ContainerStatuses[0].State.Running != nil {
+		t.Errorf("told as running before its hook has ended: %+v", got)
+	}
+	end <- 0
+	r.woken()
+	r.follows(pod, e)
+	got := r.read(pod)
+	if got.Status.Phase != corev1.PodRunning || !got.Status.ContainerStatuses[0].Ready {
+		t.Errorf("%+v", got.Status)
+	}
+	r.event("Normal Started")
+	// A later self takes what was told for done.
+	r.restart()
+	r.follows(got, e)
+	if len(started) > 0 || r.read(pod).Status.Phase != corev1.PodRunning {
+		t.Error("the hook runs again after a restart")
+	}
+	// Another run of the container has a hook of its own.
+	e.Allocs[0] = newAlloc("a1", "running", tasks{"web": running(1, epoch.Add(time.Minute))})
+	r.follows(got, e)
+	<-started
+	end <- 0
+	r.woken()
+}
+
+func TestPostStartFails(t *testing.T) {
+	r := newRoom(t)
+	started, end := r.commands()
+	pod := r.pod(hooked(execHook("false"), nil))
+	e := entry("running", tasks{"web": running(0, epoch)})
+	r.follows(pod, e)
+	<-started
+	end <- 1
+	r.woken()
+	r.nomad.take()
+	if again := r.follows(pod, e); again != 30*time.Second {
+		t.Errorf("look again in %s", again)
+	}
+	r.asked("PUT client/allocation/a1/signal web SIGTERM")
+	r.event("Warning FailedPostStartHook")
+	r.clock.Step(30 * time.Second)
+	r.follows(pod, e)
+	r.asked("PUT client/allocation/a1/signal web SIGKILL")
+	r.noEvent()
+}
+
+func TestHTTPHook(t *testing.T) {
+	r := newRoom(t)
+	var asked, answer string
+	r.run = func(c taskexec.Command) (int, error) {
+		buf := new(bytes.Buffer)
+		_, _ = buf.ReadFrom(c.In)
+		asked = c.Task + " " + strings.Join(c.Argv, " ") + " " + buf.String()
+		_, _ = c.Out.Write([]byte(answer + "\n"))
+		return 0, nil
+	}
+	pod := r.pod(hooked(&corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{
+		Path: "/echo?msg=a", Port: intstr.FromString("http"), Scheme: corev1.URISchemeHTTPS, HTTPHeaders: []corev1.HTTPHeader{{Name: "x-a", Value: "b"}},
+	}}, nil))
+	e := entry("running", tasks{"web": running(0, epoch), translate.CompanionTask: running(0, epoch)})
+	e.Allocs[0].NetworkStatus = &api.AllocNetworkStatus{Address: "192.0.2.7"}
+	ct := &pod.Spec.Containers[0]
+	answer = companion.AnswerDone
+	if err := r.runHandler(ctx, pod, e.Allocs[0], ct, ct.Lifecycle.PostStart); err != nil {
+		t.Error(err)
+	}
+	if want := `pod.companion /companion get {"url":"https://192.0.2.7:8080/echo?msg=a","header":{"X-A":["b"]}}`; asked != want {
+		t.Errorf("asked the companion\n  %s\nwant\n  %s", asked, want)
+	}
+	answer = companion.AnswerFailed + "connection refused"
+	if err := r.runHandler(ctx, pod, e.Allocs[0], ct, ct.Lifecycle.PostStart); err == nil || !strings.Contains(err.Error(), "connection refused") {
+		t.Error(err)
+	}
+	delete(e.Allocs[0].TaskStates, translate.CompanionTask)
+	if err := r.runHandler(ctx, pod, e.Allocs[0], ct, ct.Lifecycle.PostStart); err == nil {
+		t.Error("no error without a companion")
+	}
+}
+
+// The container is told to end when its hook has, and the job is stopped when
+// nothing is left of it.
+func TestPreStop(t *testing.T) {
+	r := newRoom(t)
+	started, end := r.commands()
+	pod := r.pod(both(hooked(nil, execHook("drain")), deleting(30), func(p *corev1.Pod) {
+		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "plain", Image: "img"})
+	}))
+	e := entry("running", tasks{"web": running(0, epoch), "plain": running(0, epoch)})
+	if again := r.must(r.terminate(ctx, pod, e, true)); again != 31*time.Second {
+		t.Errorf("look again in %s", again)
+	}
+	if c := <-started; c.Task != "web" || c.Argv[0] != "drain" {
+		t.Errorf("ran %+v", c)
+	}
+	r.asked("PUT client/allocation/a1/signal plain SIGTERM")
+	r.clock.Step(5 * time.Second)
+	// What has ended stays so.
+	e.Allocs[0] = newAlloc("a1", "running", tasks{"web": running(0, epoch), "plain": crashed(143, 1, epoch, r.clock.Now())})
+	r.must(r.terminate(ctx, r.read(pod), e, true))
+	r.asked("PUT " + gate("plain") + " hold")
+	end <- 0
+	r.woken()
+	r.must(r.terminate(ctx, r.read(pod), e, true))
+	r.asked("PUT client/allocation/a1/signal web SIGTERM")
+	e.Allocs[0] = newAlloc("a1", "running", tasks{"web": crashed(0, 1, epoch, r.clock.Now()), "plain": crashed(143, 1, epoch, r.clock.Now())})
+	r.must(r.terminate(ctx, r.read(pod), e, true))
+	r.asked("DELETE job/" + jobID)
+}
+
+// A hook that takes too long does not save its container.
+func TestPreStopTooLong(t *testing.T) {
+	r := newRoom(t)
+	started, _ := r.commands()
+	pod := r.pod(both(hooked(nil, execHook("sleep", "1000")), deleting(30)))
+	e := entry("running", tasks{"web": running(0, epoch)})
+	r.must(r.terminate(ctx, pod, e, true))
+	<-started
+	r.asked()
+	r.clock.Step(31 * time.Second)
+	r.must(r.terminate(ctx, r.read(pod), e, true))
+	r.asked("DELETE job/"+jobID, "PUT client/allocation/a1/signal web SIGKILL")
+}
+
+func TestSidecarsEndLastInReverse(t *testing.T) {
+	r := newRoom(t)
+	always := corev1.ContainerRestartPolicyAlways
+	pod := r.pod(both(deleting(30), func(p *corev1.Pod) {
+		p.Spec.InitContainers = []corev1.Container{{Name: "one", RestartPolicy: &always}, {Name: "two", RestartPolicy: &always}}
+	}))
+	alive := tasks{"one": running(0, epoch), "two": running(0, epoch), "web": running(0, epoch)}
+	step := func(dead string, want ...string) {
+		t.Helper()
+		if dead != "" {
+			alive[dead] = crashed(0, 1, epoch, r.clock.Now())
+		}
+		e := entry("running", alive)
+		r.must(r.terminate(ctx, r.read(pod), e, true))
+		r.asked(want...)
+	}
+	step("", "PUT client/allocation/a1/signal web SIGTERM")
+	step("")
+	step("web", "PUT client/allocation/a1/signal two SIGTERM", "PUT "+gate("web")+" hold")
+	// The last one ends with the job.
+	step("two", "DELETE job/"+jobID)
+}

@@ -1,0 +1,210 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/allocs"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// Single containers are stopped by signals and not by Nomad's restart API: to
+// Nomad they end by themselves, so that their restart policy and back-off hold.
+
+// minimumGrace is what a container gets between its stop signal and SIGKILL
+// however long its preStop hook took
+// (pkg/kubelet/kuberuntime/kuberuntime_container.go, minimumGracePeriodInSeconds).
+const minimumGrace = 2 * time.Second
+
+// kill is the end of one run of a container.
+type kill struct {
+	run       time.Time // its start
+	deadline  time.Time
+	signalled bool
+}
+
+// killContainer has the container's current run ended by deadline: preStop
+// hook, stop signal, SIGKILL. It says whether this is news.
+func (c *Controller) killContainer(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, deadline time.Time) (news bool) {
+	task := translate.TaskName(ct.Name)
+	ts := alloc.TaskStates[task]
+	if ts == nil || ts.State != "running" {
+		return false
+	}
+	c.with(pod.UID, func(s *podState) {
+		k := s.kills[task]
+		if k == nil || !k.run.Equal(ts.StartedAt) {
+			s.kills[task] = &kill{run: ts.StartedAt, deadline: deadline}
+			news = true
+		} else if deadline.Before(k.deadline) {
+			k.deadline = deadline
+		}
+	})
+	return news
+}
+
+// workKills moves the containers that are to end one step.
+func (c *Controller) workKills(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) (again time.Duration, err error) {
+	var errs []error
+	for _, ct := range containersOf(pod) {
+		wait, err := c.workKill(ctx, pod, alloc, ct)
+		errs = append(errs, err)
+		again = sooner(again, wait)
+	}
+	return again, errors.Join(errs...)
+}
+
+func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container) (time.Duration, error) {
+	task := translate.TaskName(ct.Name)
+	ts := alloc.TaskStates[task]
+	var k *kill
+	c.with(pod.UID, func(s *podState) {
+		if k = s.kills[task]; k != nil && (ts == nil || ts.State != "running" || !ts.StartedAt.Equal(k.run)) {
+			delete(s.kills, task) // it has ended
+			k = nil
+		}
+	})
+	if k == nil {
+		return 0, nil
+	}
+	left := k.deadline.Sub(c.Clock.Now())
+	if !k.signalled {
+		if c.preStop(pod, alloc, ct, left) {
+			return left, nil
+		}
+		if err := c.signal(ctx, alloc, task, stopSignal(ct)); err != nil {
+			return 0, err
+		}
+		if left < minimumGrace {
+			left = minimumGrace
+		}
+		deadline := c.Clock.Now().Add(left)
+		c.with(pod.UID, func(*podState) { k.signalled, k.deadline = true, deadline })
+		return left, nil
+	}
+	if left > 0 {
+		return left, nil
+	}
+	return minimumGrace, c.signal(ctx, alloc, task, "SIGKILL")
+}
+
+// preStop says whether the container's preStop hook is still to be waited for;
+// it starts it.
+func (c *Controller) preStop(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, left time.Duration) bool {
+	if ct.Lifecycle == nil || ct.Lifecycle.PreStop == nil || left <= 0 {
+		return false
+	}
+	task := translate.TaskName(ct.Name)
+	done, err := c.hook(pod, alloc, ct, keyOf(task, alloc.TaskStates[task], true), ct.Lifecycle.PreStop, left)
+	if done && err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		c.Recorder.Event(containerRef(pod, ct.Name), corev1.EventTypeWarning, reasonPreStop, "PreStopHook failed: container "+ct.Name)
+	}
+	return !done
+}
+
+func stopSignal(ct *corev1.Container) string {
+	if ct.Lifecycle != nil && ct.Lifecycle.StopSignal != nil {
+		return string(*ct.Lifecycle.StopSignal)
+	}
+	return string(corev1.SIGTERM)
+}
+
+func (c *Controller) signal(ctx context.Context, alloc *api.Allocation, task, signal string) error {
+	err := c.Nomad.Allocations().Signal(alloc, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx), task, signal)
+	if err != nil {
+		return fmt.Errorf("send %s to task %s of allocation %s: %w", signal, task, alloc.ID, err)
+	}
+	return nil
+}
+
+// windDown ends all of the pod's containers by deadline. The job is stopped at
+// once where Nomad's own order will do: the main containers, then a sidecar.
+// Where there are preStop hooks or several sidecars, which end in the reverse of
+// the order in which they started, it takes one container after another and
+// stops the job when none is left.
+func (c *Controller) windDown(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, alloc *api.Allocation, deadline time.Time) (time.Duration, error) {
+	left := deadline.Sub(c.Clock.Now())
+	if entry.Job.Stopped || left <= 0 || !c.ordered(pod, alloc) {
+		if !entry.Job.Stopped {
+			if err := c.stop(ctx, entry.Job); err != nil {
+				return 0, err
+			}
+		}
+		if left > 0 {
+			return left, nil
+		}
+		return minimumGrace, c.kill(ctx, alloc)
+	}
+	for _, ct := range endNext(pod, alloc) {
+		c.killContainer(pod, alloc, ct, deadline)
+	}
+	again, err := c.workKills(ctx, pod, alloc)
+	if err != nil {
+		return 0, err
+	}
+	// What has ended is not to run again, and what has not begun is not to.
+	for _, ct := range containersOf(pod) {
+		task := translate.TaskName(ct.Name)
+		if ts := alloc.TaskStates[task]; ts != nil && ts.State == "pending" {
+			if err := c.setGate(ctx, pod, entry.Job, task, translate.GateHold, true); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return sooner(again, left), nil
+}
+
+// ordered says whether the containers are to be stopped one by one.
+func (c *Controller) ordered(pod *corev1.Pod, alloc *api.Allocation) bool {
+	hooks := slices.ContainsFunc(containersOf(pod), func(ct *corev1.Container) bool {
+		return taskRuns(alloc, ct) && ct.Lifecycle != nil && ct.Lifecycle.PreStop != nil
+	})
+	begun := false
+	c.with(pod.UID, func(s *podState) {
+		for task, k := range s.kills {
+			ts := alloc.TaskStates[task]
+			begun = begun || ts != nil && ts.State == "running" && ts.StartedAt.Equal(k.run)
+		}
+	})
+	return hooks || begun || len(runningSidecars(pod, alloc)) > 1
+}
+
+// endNext are the running containers whose turn to end it is: all but the
+// sidecars, then the sidecars from the last to the first.
+func endNext(pod *corev1.Pod, alloc *api.Allocation) (out []*corev1.Container) {
+	sidecars := runningSidecars(pod, alloc)
+	for _, ct := range containersOf(pod) {
+		if taskRuns(alloc, ct) && !slices.Contains(sidecars, ct) {
+			out = append(out, ct)
+		}
+	}
+	if len(out) == 0 && len(sidecars) > 0 {
+		out = sidecars[len(sidecars)-1:]
+	}
+	return out
+}
+
+func runningSidecars(pod *corev1.Pod, alloc *api.Allocation) (out []*corev1.Container) {
+	for i := range pod.Spec.InitContainers {
+		if ct := &pod.Spec.InitContainers[i]; isSidecar(ct) && taskRuns(alloc, ct) {
+			out = append(out, ct)
+		}
+	}
+	return out
+}
+
+// isSidecar says whether an init container is one.
+func isSidecar(ct *corev1.Container) bool {
+	return ct.RestartPolicy != nil && *ct.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+func taskRuns(alloc *api.Allocation, ct *corev1.Container) bool {
+	ts := alloc.TaskStates[translate.TaskName(ct.Name)]
+	return ts != nil && ts.State == "running"
+}

@@ -1,0 +1,105 @@
+package translate
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Probed is what a container's probes have come to in its current run.
+type Probed struct {
+	// Started is set without a startup probe, or when it has succeeded; Ready
+	// without a readiness probe, or when its last result was a success.
+	Started, Ready bool
+}
+
+// ProbeRuns says whether a probe is run: commands everywhere but in VMs, what
+// goes over the network where a task of the pod can do it; see [ProbeTask].
+func ProbeRuns(p *corev1.Probe, driver string, task bool) bool {
+	switch {
+	case p == nil:
+		return false
+	case p.Exec != nil:
+		return driver != driverQemu
+	}
+	return task
+}
+
+// ProbeTask is the task from which the pod's network probes are run, within its
+// network namespace; empty when it has none. has tells which tasks there are.
+func ProbeTask(has func(task string) bool) string {
+	for _, task := range []string{CompanionTask, PowerTask} {
+		if has(task) {
+			return task
+		}
+	}
+	return ""
+}
+
+// HoldsOthers says whether a sidecar holds back what is to start after it until
+// its startup probe has succeeded (pkg/kubelet/kuberuntime, which starts the
+// next init container once Started is true).
+func HoldsOthers(c *corev1.Container, driver string, task bool) bool {
+	return sidecar(c) && ProbeRuns(c.StartupProbe, driver, task)
+}
+
+// LastHolds says whether the main containers wait behind their gates for the
+// startup probe of the last init container. Nomad itself lets them wait for
+// sidecars to run and for the others to end.
+func LastHolds(pod *corev1.Pod, driver string, task bool) bool {
+	n := len(pod.Spec.InitContainers)
+	return n > 0 && HoldsOthers(&pod.Spec.InitContainers[n-1], driver, task)
+}
+
+// ProbeCommand is the command of an exec probe, with $(NAME) expanded from what
+// the container's env gives as it stands; the rest is left as it is
+// (pkg/kubelet/container/helpers.go, ExpandContainerCommandOnlyStatic).
+func ProbeCommand(c *corev1.Container, command []string) []string {
+	env := map[string]text{}
+	for i := range c.Env {
+		env[c.Env[i].Name] = literal(c.Env[i].Value)
+	}
+	out := make([]string, len(command))
+	for i, s := range command {
+		for _, seg := range expand(s, func(name string) (text, bool) { v, ok := env[name]; return v, ok }) {
+			out[i] += seg.lit
+		}
+	}
+	return out
+}
+
+// networkProbes reports whether the containers have a probe that goes over the network.
+func (b *builder) networkProbes() bool {
+	return slices.ContainsFunc(b.containers(), func(c *container) bool {
+		return slices.ContainsFunc(c.probes(), func(p namedProbe) bool { return p.Exec == nil })
+	})
+}
+
+type namedProbe struct {
+	name string
+	*corev1.Probe
+}
+
+// probes are those that the container has. Ordinary init containers can have none.
+func (c *container) probes() []namedProbe {
+	all := []namedProbe{{"livenessProbe", c.LivenessProbe}, {"readinessProbe", c.ReadinessProbe}, {"startupProbe", c.StartupProbe}}
+	return slices.DeleteFunc(all, func(p namedProbe) bool { return p.Probe == nil || c.init && !c.sidecar })
+}
+
+// probesFromTask says whether network probes can be run; see [ProbeTask].
+func (b *builder) probesFromTask() bool { return b.companion || b.hasPowerTask() }
+
+// noteProbes tells of probes that are not run.
+func (b *builder) noteProbes(c *container) {
+	for _, p := range c.probes() {
+		switch {
+		case ProbeRuns(p.Probe, b.row.Driver, b.probesFromTask()):
+		case p.Exec != nil:
+			b.note(c.path+"."+p.name, "is not run: a command in a VM needs an agent there, which is not there yet")
+		case b.in.Node.CompanionImage == "":
+			b.note(c.path+"."+p.name, "is not run: set virtualNodes[].companionImage, from which the pod's network is probed")
+		default:
+			b.note(c.path+"."+p.name, "is not run: pods of driver %s have no companion, from which their network is probed", b.row.Driver)
+		}
+	}
+}
