@@ -82,7 +82,7 @@ func (b *builder) pull(c *container) {
 }
 
 // secretBlock is the name of the task's secret block.
-const secretBlock = "registry"
+const secretBlock = "projected"
 
 // credentials lets the client fill in user name and password from the job's
 // Variable. They stand neither in the job nor in the container's environment.
@@ -97,12 +97,17 @@ func (b *builder) credentials(c *container, secrets []string) {
 		c.task.Env = map[string]string{}
 	}
 	for _, part := range []string{"username", "password"} {
-		key := b.items.add(Item{Registry: &RegistryRef{Secrets: slices.Clone(secrets), Image: c.Image, Part: part}, Optional: true})
+		key := b.items.add(Item{Registry: &RegistryRef{Secrets: slices.Clone(secrets), Image: c.Image, Part: part}, Optional: true, Quoted: true})
 		name := strings.Join([]string{"secret", secretBlock, key}, ".")
 		auth[part] = "${" + name + "}"
 		c.task.Env[name] = ""
 	}
 	c.config["auth"] = []map[string]any{auth}
+	b.secretBlock(c)
+}
+
+// secretBlock lets the client put quoted items in the place of references.
+func (b *builder) secretBlock(c *container) {
 	c.task.Secrets = []*api.Secret{{Name: secretBlock, Provider: "nomad", Path: VariablePath(*b.job.ID)}}
 }
 

@@ -58,11 +58,13 @@ func (b *builder) environment(c *container) {
 		if !ok {
 			continue
 		}
-		// Plain values do not pass through the template.
-		_, plain := value.plainEnv()
-		if reason := unfitName(v.Name); reason != "" && !(plain && dashedName.MatchString(v.Name)) {
-			b.refuse(field, "%s", reason)
-			continue
+		if reason := unfitName(v.Name); reason != "" {
+			// Plain values do not pass through the template.
+			value = b.quote(value)
+			if _, plain := value.plainEnv(); !plain || !anyName.MatchString(v.Name) {
+				b.refuse(field, "%s", reason)
+				continue
+			}
 		}
 		e.values[v.Name] = value
 	}
@@ -133,20 +135,39 @@ func (b *builder) envFrom(c *container, e *environment, from *corev1.EnvFromSour
 			continue // as the kubelet does
 		}
 		variable := from.Prefix + key
+		it := kind.item(name, key, true)
 		if reason := unfitName(variable); reason != "" {
-			b.note(c.path+".envFrom", "%s %q: variable %q is left out: %s", kind, name, variable, reason)
+			if it.Quoted = anyName.MatchString(variable); !it.Quoted {
+				b.note(c.path+".envFrom", "%s %q: variable %q is left out: %s", kind, name, variable, reason)
+				continue
+			}
+		}
+		e.values[variable] = text{{item: b.items.add(it), quoted: it.Quoted}}
+	}
+}
+
+// quote has the projected parts of a value go through Nomad's secret block.
+func (b *builder) quote(v text) text {
+	out := slices.Clone(v)
+	for i, s := range out {
+		if s.item == "" || s.quoted {
 			continue
 		}
-		e.values[variable] = text{{item: b.items.add(kind.item(name, key, true))}}
+		at := slices.IndexFunc(b.items.list, func(it Item) bool { return it.Key == s.item })
+		it := b.items.list[at]
+		it.Quoted = true
+		out[i] = segment{item: b.items.add(it), quoted: true}
 	}
+	return out
 }
 
 // Names that Nomad's reader of environment templates takes
 // (github.com/hashicorp/go-envparse), which projected values go through.
 var fitName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_./]*$`)
 
-// Names that Kubernetes long took, and Nomad takes for plain values.
-var dashedName = regexp.MustCompile(`^[-._a-zA-Z][-._a-zA-Z0-9]*$`)
+// Names that Kubernetes takes, printable ASCII without '=' (KEP-4369), and that
+// Nomad takes for values which do not pass through its environment files.
+var anyName = regexp.MustCompile(`^[ -<>-~]+$`)
 
 // Nomad replaces what these cannot hold in variables of its own.
 var nomadPrefixes = []string{"NOMAD_ADDR_", "NOMAD_IP_", "NOMAD_PORT_", "NOMAD_HOST_PORT_", "NOMAD_META_"}
@@ -182,6 +203,10 @@ func (b *builder) deliverEnv(c *container, e *environment) {
 		b.useRuntime(v)
 		if s, ok := v.plainEnv(); ok {
 			plain[name] = s
+			if v.quoted() {
+				b.secretBlock(c)
+				b.note(c.path+".env["+name+"]", "is lost when the Nomad client's agent has restarted before the container does (hashicorp/nomad#28237)")
+			}
 			continue
 		}
 		projected = projected || v.projected()

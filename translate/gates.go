@@ -36,8 +36,8 @@ func (b *builder) hooks(c *container) {
 		case h.handler == nil:
 		case h.handler.TCPSocket != nil:
 			b.note(field+".tcpSocket", "is not run: it has never had a meaning in Kubernetes")
-		case h.handler.Exec != nil && !b.canExec():
-			b.note(field+".exec", "is not run: driver %s runs no commands in a task", b.row.Driver)
+		case !HookRuns(h.handler, b.row.Driver):
+			b.note(field, "is not run: driver %s runs no commands in a task and takes no signals", b.row.Driver)
 		case h.handler.HTTPGet != nil && !b.companion:
 			b.note(field+".httpGet", "is not run: it needs the companion (virtualNodes[].companionImage)")
 		}
@@ -55,8 +55,10 @@ func (b *builder) networkHooks() bool {
 	})
 }
 
-// canExec says whether commands can be run in the driver's tasks.
-func (b *builder) canExec() bool { return b.row.Driver != driverQemu && b.row.Driver != driverMock }
+// HookRuns says whether there is a hook to run in a task of that driver.
+func HookRuns(h *corev1.LifecycleHandler, driver string) bool {
+	return h != nil && h.TCPSocket == nil && driver != driverQemu && driver != driverMock
+}
 
 // restart writes the task's restart policy and gate.
 //

@@ -17,6 +17,9 @@ type items struct {
 // add returns the key of the item, adding it if it is new.
 func (s *items) add(it Item) string {
 	kind, id, label := it.identity()
+	if it.Quoted {
+		kind, id = kind+"_quoted", "quoted\x00"+id
+	}
 	if key, ok := s.keys[id]; ok {
 		// Required once is required.
 		if !it.Optional {

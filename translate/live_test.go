@@ -76,8 +76,15 @@ func TestLiveValues(t *testing.T) {
 			LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Key: name,
 		}}})
 		c.Env = append(c.Env, corev1.EnvVar{Name: "MIX_" + name, Value: "<$(SEC_" + name + ")$(LIT_" + name + ")$(POD_IP)>"})
+		// Names that Nomad's environment files do not take.
+		c.Env = append(c.Env, corev1.EnvVar{Name: "SEC-" + name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+			LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Key: name,
+		}}})
+		c.Env = append(c.Env, corev1.EnvVar{Name: "MIX2_" + name, Value: "<$(SEC-" + name + ")>"})
 		secret[name] = nasty[name]
 	}
+	const odd = "$1 [o]dd"
+	c.Env = append(c.Env, corev1.EnvVar{Name: odd, Value: "a$$b"})
 	c.Env = append([]corev1.EnvVar{
 		{Name: "POD_IP", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.podIP"}}},
 		{Name: "HOST_IP", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.hostIP"}}},
@@ -91,7 +98,7 @@ func TestLiveValues(t *testing.T) {
 			script += `printf '` + kind + name + `=%s\0' "$` + kind + name + `"; `
 		}
 	}
-	script += `cat /etc/s/BIN | md5sum; cat /etc/s/LINES; echo; sleep 1; exit 0`
+	script += `cat /etc/s/BIN | md5sum; cat /etc/s/LINES; echo; printf '\0ENVIRON\0'; cat /proc/$$/environ; sleep 1; exit 0`
 	c.Args = append([]string{strings.ReplaceAll(script, "$", "$$"), "sh"}, args...)
 	c.VolumeMounts = []corev1.VolumeMount{{Name: "s", MountPath: "/etc/s"}}
 	pod.Spec.Volumes = []corev1.Volume{{Name: "s", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}}}}
@@ -105,7 +112,8 @@ func TestLiveValues(t *testing.T) {
 
 	alloc := startLive(t, nomad, pod, in, secret)
 	out := finalLog(t, nomad, alloc, "c")
-	parts := strings.Split(out, "\x00")
+	head, environ, _ := strings.Cut(out, "\x00ENVIRON\x00")
+	parts := strings.Split(head, "\x00")
 	n := len(args)
 	if parts[0] != fmt.Sprint(n) {
 		t.Fatalf("%s arguments, want %d", parts[0], n)
@@ -134,6 +142,16 @@ func TestLiveValues(t *testing.T) {
 	if diff := cmp.Diff(wantEnv, parts[1+n+2:len(parts)-1]); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
+	if want := odd + "=a$b"; !slices.Contains(strings.Split(environ, "\x00"), want) {
+		t.Errorf("the environment has no %q", want)
+	}
+	for _, name := range sortedKeys(nasty) {
+		for _, want := range []string{"SEC-" + name + "=" + nasty[name], "MIX2_" + name + "=<" + nasty[name] + ">"} {
+			if !slices.Contains(strings.Split(environ, "\x00"), want) {
+				t.Errorf("the environment has no %q", want)
+			}
+		}
+	}
 	const md5sum = "e2c865db4162bed963bfaa9ef6ac18f0"
 	if files := parts[len(parts)-1]; !strings.HasPrefix(files, md5sum) || !strings.HasSuffix(files, nasty["LINES"]+"\n") {
 		t.Errorf("files are %q", files)
@@ -153,6 +171,9 @@ func startLive(t *testing.T, nomad *api.Client, pod *corev1.Pod, in Inputs, secr
 		v := &api.Variable{Path: VariablePath(id), Items: api.VariableItems{}}
 		for _, it := range res.Items {
 			switch {
+			case it.Secret != nil && it.Quoted:
+				quoted, _ := json.Marshal(secret[it.Secret.Key])
+				v.Items[it.Key] = string(quoted)
 			case it.Registry != nil:
 				v.Items[it.Key] = `"pa\"ss # $ ` + "\\u0041" + `"`
 			case it.Secret != nil:

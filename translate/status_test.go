@@ -247,3 +247,42 @@ const (
 	condsDone    = "PodReadyToStartContainers=False Initialized=True ContainersReady=False:PodCompleted Ready=False:PodCompleted"
 	condsFailed  = "PodReadyToStartContainers=False Initialized=True ContainersReady=False:PodFailed Ready=False:PodFailed"
 )
+
+// A container whose probes are run is started and ready as they say; a sidecar
+// that has not started leaves the pod uninitialized.
+func TestStatusByProbes(t *testing.T) {
+	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	always := corev1.ContainerRestartPolicyAlways
+	pod := &corev1.Pod{Spec: corev1.PodSpec{
+		InitContainers: []corev1.Container{{Name: "side", RestartPolicy: &always}},
+		Containers:     []corev1.Container{{Name: "web"}, {Name: "plain"}},
+	}}
+	up := func() *api.TaskState { return &api.TaskState{State: "running", StartedAt: now} }
+	alloc := &api.Allocation{ID: "a", ClientStatus: "running", TaskStates: map[string]*api.TaskState{"side": up()}}
+	f := statusFacts(now)
+	f.Probed = map[string]Probed{"side": {Ready: true}}
+	s := Status(pod, alloc, f)
+	if st := s.InitContainerStatuses[0]; *st.Started || st.Ready || s.Phase != corev1.PodPending || conditionStatus(&s, corev1.PodInitialized) != corev1.ConditionFalse {
+		t.Errorf("not started: %+v, phase %s", st, s.Phase)
+	}
+	alloc.TaskStates["web"], alloc.TaskStates["plain"] = up(), up()
+	f.Probed = map[string]Probed{"side": {Started: true, Ready: true}, "web": {Started: true}}
+	s = Status(pod, alloc, f)
+	if st := s.ContainerStatuses[0]; !*st.Started || st.Ready || !s.ContainerStatuses[1].Ready || s.Phase != corev1.PodRunning ||
+		conditionStatus(&s, corev1.PodInitialized) != corev1.ConditionTrue || conditionStatus(&s, corev1.PodReady) != corev1.ConditionFalse {
+		t.Errorf("not ready: %+v", s)
+	}
+	f.Probed["web"] = Probed{Started: true, Ready: true}
+	if s = Status(pod, alloc, f); conditionStatus(&s, corev1.PodReady) != corev1.ConditionTrue {
+		t.Errorf("ready: %+v", s.Conditions)
+	}
+}
+
+func conditionStatus(s *corev1.PodStatus, kind corev1.PodConditionType) corev1.ConditionStatus {
+	for _, c := range s.Conditions {
+		if c.Type == kind {
+			return c.Status
+		}
+	}
+	return ""
+}

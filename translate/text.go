@@ -12,6 +12,8 @@ type segment struct {
 	lit string
 	// item is the key of a projected value.
 	item string
+	// quoted is set for an item that Nomad's secret block reads; see [Item.Quoted].
+	quoted bool
 	// run names what only the client knows: an environment variable or node
 	// attribute of Nomad's.
 	run string
@@ -55,6 +57,8 @@ func (t text) uses(has func(segment) bool) bool {
 	return false
 }
 
+func (t text) quoted() bool { return t.uses(func(s segment) bool { return s.quoted }) }
+
 func (t text) projected() bool { return t.uses(func(s segment) bool { return s.item != "" }) }
 
 // plainEnv renders a text for Nomad's env block. Nomad replaces ${name} there
@@ -64,6 +68,8 @@ func (t text) plainEnv() (value string, ok bool) {
 	var b strings.Builder
 	for _, s := range t {
 		switch {
+		case s.quoted:
+			b.WriteString("${secret." + secretBlock + "." + s.item + "}")
 		case s.item != "" || s.env != "":
 			return "", false
 		case s.run != "":
@@ -76,7 +82,7 @@ func (t text) plainEnv() (value string, ok bool) {
 	}
 	// A '$' literal before a reference, or a "${" split over two literals.
 	v := b.String()
-	if strings.Count(v, "${") != t.count(func(s segment) bool { return s.run != "" }) || strings.Contains(v, "$${") {
+	if strings.Count(v, "${") != t.count(func(s segment) bool { return s.run != "" || s.quoted }) || strings.Contains(v, "$${") {
 		return "", false
 	}
 	return v, true
@@ -128,6 +134,8 @@ func (t text) template() string {
 	parts := make([]string, 0, len(t))
 	for _, s := range t {
 		switch {
+		case s.quoted:
+			parts = append(parts, `((index . "`+s.item+`").Value | parseJSON)`)
 		case s.item != "":
 			parts = append(parts, itemExpr(s.item))
 		case s.run != "":

@@ -140,7 +140,7 @@ type Inputs struct {
 
 // Item is one projected value: the key under which it lies in the job's
 // Variable, and where the value comes from. Exactly one source is set.
-// Values are stored base64-encoded, except a Registry's.
+// Values are stored base64-encoded unless they are Quoted.
 type Item struct {
 	Key       string
 	ConfigMap *KeyRef
@@ -158,6 +158,9 @@ type Item struct {
 	Registry *RegistryRef
 	// Optional items whose source does not exist are left empty.
 	Optional bool
+	// Quoted values are stored as JSON strings, quotes included: Nomad's secret
+	// block, which reads them, decodes JSON escapes and no base64.
+	Quoted bool
 }
 
 // KeyRef names a key of a ConfigMap or Secret in the pod's namespace.
@@ -169,9 +172,8 @@ type TokenRef struct {
 	ExpirationSeconds int64
 }
 
-// RegistryRef asks for registry credentials; Secrets are tried in order. The
-// value is stored as a JSON string, quotes included ("" for none): Nomad's
-// secret block, which reads it, decodes JSON escapes and no base64.
+// RegistryRef asks for registry credentials, empty for none; Secrets are tried in
+// order.
 type RegistryRef struct {
 	Secrets []string
 	Image   string

@@ -178,8 +178,11 @@ func (b *builder) hostPath(v *volume) {
 	case corev1.HostPathDirectory, corev1.HostPathFile, corev1.HostPathSocket, corev1.HostPathCharDev, corev1.HostPathBlockDev:
 		v.mustExist = true
 		b.note(field+".type", "the path must exist; that it is a %s is not checked", kind)
+	case corev1.HostPathFileOrCreate:
+		v.mustExist = true // Docker would make it a directory
+		b.note(field+".type", "the file must exist: it is not created")
 	default:
-		b.refuse(field+".type", "%s is not there yet: create the file and use type File", kind)
+		b.refuse(field+".type", "%s is not known", kind)
 	}
 }
 

@@ -16,9 +16,10 @@ import (
 
 // Both ends of [Probes] send a line at least every ProbesBeat, an empty one if
 // there is nothing to say, and give the other up after ProbesSilence: a
-// connection may be gone without a word.
+// connection may be gone without a word, and Nomad does not close the input of a
+// command whose caller was killed.
 const (
-	ProbesBeat    = 20 * time.Second
+	ProbesBeat    = 10 * time.Second
 	ProbesSilence = 3 * ProbesBeat
 )
 

@@ -106,6 +106,11 @@ func (n *nomad) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(path, "/signal"):
 		what += " " + signal(body)
 		out = struct{}{}
+	case strings.HasSuffix(path, "/restart"):
+		var req struct{ TaskName string }
+		_ = json.Unmarshal(body, &req)
+		what += " " + req.TaskName
+		out = struct{}{}
 	default:
 		http.NotFound(w, r)
 		return

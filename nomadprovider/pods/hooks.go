@@ -83,7 +83,7 @@ func (c *Controller) workPostStart(pod *corev1.Pod, alloc *api.Allocation) {
 // postStartDue says whether the container runs and its postStart hook has not
 // been seen to end well.
 func (c *Controller) postStartDue(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container) bool {
-	if ct.Lifecycle == nil || ct.Lifecycle.PostStart == nil || alloc == nil {
+	if ct.Lifecycle == nil || alloc == nil || !translate.HookRuns(ct.Lifecycle.PostStart, c.driver(pod)) {
 		return false
 	}
 	task := translate.TaskName(ct.Name)

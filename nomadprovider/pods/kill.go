@@ -74,6 +74,9 @@ func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.A
 		return 0, nil
 	}
 	left := k.deadline.Sub(c.Clock.Now())
+	if c.driver(pod) == "qemu" {
+		return 0, c.restartVM(ctx, pod, alloc, ct, k)
+	}
 	if !k.signalled {
 		if c.preStop(pod, alloc, ct, left) {
 			return left, nil
@@ -97,7 +100,7 @@ func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.A
 // preStop says whether the container's preStop hook is still to be waited for;
 // it starts it.
 func (c *Controller) preStop(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, left time.Duration) bool {
-	if ct.Lifecycle == nil || ct.Lifecycle.PreStop == nil || left <= 0 {
+	if ct.Lifecycle == nil || left <= 0 || !translate.HookRuns(ct.Lifecycle.PreStop, c.driver(pod)) {
 		return false
 	}
 	task := translate.TaskName(ct.Name)
@@ -113,6 +116,21 @@ func stopSignal(ct *corev1.Container) string {
 		return string(*ct.Lifecycle.StopSignal)
 	}
 	return string(corev1.SIGTERM)
+}
+
+// restartVM has Nomad stop the task, within its kill_timeout, and start it: a VM
+// takes no signals. One that is not to run again is left alone, since nothing
+// else ends it.
+func (c *Controller) restartVM(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, k *kill) error {
+	if k.signalled || !translate.RestartsAfter(pod, ct, false, 1) {
+		return nil
+	}
+	task := translate.TaskName(ct.Name)
+	if err := c.Nomad.Allocations().Restart(alloc, task, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx)); err != nil {
+		return fmt.Errorf("restart task %s of allocation %s: %w", task, alloc.ID, err)
+	}
+	c.with(pod.UID, func(*podState) { k.signalled = true })
+	return nil
 }
 
 func (c *Controller) signal(ctx context.Context, alloc *api.Allocation, task, signal string) error {
@@ -163,7 +181,7 @@ func (c *Controller) windDown(ctx context.Context, pod *corev1.Pod, entry allocs
 // ordered says whether the containers are to be stopped one by one.
 func (c *Controller) ordered(pod *corev1.Pod, alloc *api.Allocation) bool {
 	hooks := slices.ContainsFunc(containersOf(pod), func(ct *corev1.Container) bool {
-		return taskRuns(alloc, ct) && ct.Lifecycle != nil && ct.Lifecycle.PreStop != nil
+		return taskRuns(alloc, ct) && ct.Lifecycle != nil && translate.HookRuns(ct.Lifecycle.PreStop, c.driver(pod))
 	})
 	begun := false
 	c.with(pod.UID, func(s *podState) {

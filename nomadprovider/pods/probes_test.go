@@ -292,3 +292,27 @@ func TestProbesEndWithThePod(t *testing.T) {
 		t.Error("a pod that is gone is probed")
 	}
 }
+
+// A VM takes no signals: Nomad restarts it, unless it is not to run again.
+func TestLivenessOfVM(t *testing.T) {
+	for policy, want := range map[corev1.RestartPolicy][]string{
+		corev1.RestartPolicyAlways: {"PUT client/allocation/a1/restart web"},
+		corev1.RestartPolicyNever:  nil,
+	} {
+		r := newRoom(t)
+		pod := r.pod(func(p *corev1.Pod) {
+			p.Spec.RuntimeClassName, p.Spec.RestartPolicy = new("nomad-vm"), policy
+			p.Spec.Containers[0].LivenessProbe = &corev1.Probe{
+				ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(22)}}, InitialDelaySeconds: 3600,
+			}
+		})
+		on := tasks{"web": running(0, epoch), translate.PowerTask: running(0, epoch)}
+		r.passes(pod, on)
+		r.finds("web", probes.Liveness, epoch, false)
+		for range 2 {
+			r.passes(pod, on)
+			r.clock.Step(time.Minute)
+		}
+		r.asked(want...)
+	}
+}

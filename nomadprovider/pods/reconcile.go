@@ -220,10 +220,8 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if err != nil {
 		return 0, err
 	}
-	ends, err := c.workContainers(ctx, pod, alloc)
-	if err != nil {
-		return 0, err
-	}
+	// That one cannot be ended is no reason not to tell how the pod is.
+	ends, unended := c.workContainers(ctx, pod, alloc)
 	again = sooner(sooner(again, refresh), ends)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
 	c.readMessages(ctx, pod, alloc)
@@ -251,7 +249,7 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	if wait := c.notYet(pod, alloc, entry.Unplaced); wait > 0 {
 		return sooner(sooner(again, left), wait), nil
 	}
-	return sooner(again, left), c.report(ctx, pod, status)
+	return sooner(again, left), errors.Join(c.report(ctx, pod, status), unended)
 }
 
 // workContainers runs the postStart hooks that are due, and ends the containers

@@ -148,7 +148,7 @@ func TestNetworkProbesGoThroughOneCall(t *testing.T) {
 		r.Update(r.ctx, "u", target, []probes.Probe{alive})
 		r.until(3*time.Minute + time.Second)
 		want(t, r.take(&r.calls), "0s a/pod.companion /companion probes me")
-		want(t, r.take(&r.asked), "0s c/Readiness", "5s c/Liveness", "10s c/Readiness", "3m0s c/Liveness")
+		want(t, r.take(&r.asked), "0s c/Readiness", "10s c/Readiness", "3m0s c/Liveness", "5s c/Liveness")
 		want(t, r.take(&r.reports), "0s u c/Readiness success true ")
 		r.Drop("u")
 		r.until(5 * time.Minute)
@@ -205,8 +205,8 @@ func TestSilentCall(t *testing.T) {
 		r.do(func() { r.mute = false })
 		r.until(companion.ProbesSilence + time.Second)
 		call := "a/pod.companion /companion probes me"
-		want(t, r.take(&r.calls), "0s "+call, "1m0.2s "+call)
-		want(t, r.take(&r.asked), "1m0.2s c/Liveness")
+		want(t, r.take(&r.calls), "0s "+call, "30.2s "+call)
+		want(t, r.take(&r.asked), "30.2s c/Liveness")
 	})
 }
 

@@ -54,7 +54,7 @@ func TestRegistryItems(t *testing.T) {
 	pod := user("u", nil, []string{"new", "old", "bad", "none"})
 	r.ready(pod)
 	item := func(key, image, part string, secrets ...string) translate.Item {
-		return translate.Item{Key: key, Registry: &translate.RegistryRef{Secrets: secrets, Image: image, Part: part}, Optional: true}
+		return translate.Item{Key: key, Registry: &translate.RegistryRef{Secrets: secrets, Image: image, Part: part}, Optional: true, Quoted: true}
 	}
 	all := []string{"none", "missing", "new", "old"}
 	r.mustSync(pod, Fresh,

@@ -127,10 +127,9 @@ func (w *Writer) values(ctx context.Context, pod *corev1.Pod, items []translate.
 }
 
 // encode is how an item's value stands in the Variable: base64, which templates
-// decode, but for registry credentials, which Nomad's secret block reads as JSON
-// strings; see [translate.Item].
+// decode, or a JSON string, which Nomad's secret block reads; see [translate.Item].
 func encode(it translate.Item, data []byte) string {
-	if it.Registry != nil {
+	if it.Quoted {
 		quoted, _ := json.Marshal(string(data)) // a string always marshals
 		return string(quoted)
 	}

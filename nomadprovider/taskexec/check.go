@@ -25,6 +25,11 @@ const checkScript = `echo "$0"; read -r __nk || exit 0; exec 3<&0; ` +
 	`wait $__nk; __nk=$?; kill -9 $__nk_watch 2>/dev/null; echo "$0 $__nk"; ` +
 	`sleep 0.2 2>/dev/null || sleep 1 2>/dev/null`
 
+// hangUpPatience is how long a call whose input was closed is left open: Nomad
+// hands on the end of the input, but not that the caller has gone
+// (command/agent/alloc_endpoint.go, execStreamImpl).
+const hangUpPatience = 5 * time.Second
+
 // startPatience is how long a check may take to start.
 const startPatience = 30 * time.Second
 
@@ -68,16 +73,14 @@ func (d *dockerExec) check(ctx context.Context, key string, run command, argv []
 			return bare(ctx, run, argv, timeout, limit)
 		}
 		k := newCheck(ctx, limit)
-		code, err := k.follow(run, argv, timeout)
+		code, err := k.follow(ctx, run, argv, timeout)
 		out, exit, ended := k.result()
-		k.cancel()
+		k.hangUp()
 		switch {
 		case errors.Is(err, context.DeadlineExceeded):
 			return 0, out, err
 		case ended:
 			return exit, out, nil
-		case ctx.Err() != nil:
-			return 0, nil, ctx.Err()
 		case err != nil:
 			return 0, out, err
 		case k.hasBegun():
@@ -97,6 +100,7 @@ type check struct {
 	cancel context.CancelFunc
 	sign   string
 	limit  int
+	over   chan struct{} // closed when nobody wants to know any more
 	begun  chan struct{} // closed when the sign was seen
 	done   chan struct{} // closed when the exit code was seen
 
@@ -111,20 +115,27 @@ type check struct {
 }
 
 func newCheck(ctx context.Context, limit int) *check {
-	k := &check{limit: limit, sign: execSign + "-" + rand.Text(), begun: make(chan struct{}), done: make(chan struct{})}
-	k.ctx, k.cancel = context.WithCancel(ctx)
+	k := &check{limit: limit, sign: execSign + "-" + rand.Text(), over: make(chan struct{}), begun: make(chan struct{}), done: make(chan struct{})}
+	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return k
+}
+
+// hangUp closes the call's input, at which the script ends, and later the call.
+func (k *check) hangUp() {
+	close(k.over)
+	time.AfterFunc(hangUpPatience, k.cancel)
 }
 
 // follow returns when the exit code is known, the time is over, or the call has
 // ended for another reason, with what it said.
-func (k *check) follow(run command, argv []string, timeout time.Duration) (int, error) {
+func (k *check) follow(ctx context.Context, run command, argv []string, timeout time.Duration) (int, error) {
 	type end struct {
 		code int
 		err  error
 	}
 	ended := make(chan end, 1)
 	go func() {
+		defer k.cancel()
 		code, err := run(k.ctx, append([]string{"sh", "-c", checkScript, k.sign}, argv...), k, writer(k.stdout), io.Discard)
 		ended <- end{code, err}
 	}()
@@ -139,6 +150,8 @@ func (k *check) follow(run command, argv []string, timeout time.Duration) (int, 
 			return 0, nil
 		case e := <-ended:
 			return e.code, e.err
+		case <-ctx.Done():
+			return 0, ctx.Err()
 		case <-timer.C:
 			if begun != nil {
 				return 0, fmt.Errorf("the command has not started within %s", startPatience)
@@ -171,10 +184,16 @@ func (k *check) Read(p []byte) (int, error) {
 			k.sent = true
 			p[0] = '\n'
 			return 1, nil
+		case <-k.over:
+			return 0, io.EOF
 		case <-k.ctx.Done():
+			return 0, io.EOF
 		}
 	}
-	<-k.ctx.Done()
+	select {
+	case <-k.over:
+	case <-k.ctx.Done():
+	}
 	return 0, io.EOF
 }
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -132,5 +133,23 @@ func TestSidecarProbes(t *testing.T) {
 	}
 	if up, main := at("side"), at("c"); up == "" || main < up {
 		t.Errorf("the sidecar was up at %s, the main container started at %s", up, main)
+	}
+}
+
+// TestProbeTimeout has a command that never ends fail, and killed, each time.
+func TestProbeTimeout(t *testing.T) {
+	p := pod("late", `sleep 1000`)
+	p.Spec.Containers[0].ReadinessProbe = everySecond(command("exec sleep 4711"))
+	p.Spec.Containers[0].ReadinessProbe.TimeoutSeconds = 1
+	p = create(t, kube, namespace(t, kube), p)
+	p = await(t, kube, p, time.Minute, "running", phase(corev1.PodRunning))
+	if msg := eventOf(t, kube, p, "Unhealthy"); !strings.Contains(msg, "timed out after 1s") {
+		t.Errorf("event %q", msg)
+	}
+	// Each lives for a second and a moment more; without the kill they would pile up.
+	time.Sleep(8 * time.Second)
+	out, _, _ := execIn(t, p, "c", nil, "sh", "-c", `ps | grep -c "[0-9] [s]leep 4711$"`)
+	if n, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || n > 3 {
+		t.Errorf("%q of them run", out)
 	}
 }
