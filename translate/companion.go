@@ -29,7 +29,7 @@ func (b *builder) decideCompanion() {
 
 // HasFiles says whether something has to be written into the pod's volumes that
 // a template cannot: keys that come and go, several files at once, more than a
-// Variable holds, directories with another owner or mode. The containers of such
+// Variable holds, directories in memory or with another owner or mode. The containers of such
 // a pod wait for its companion, if it has one.
 func HasFiles(pod *corev1.Pod) bool {
 	b := &builder{pod: pod}
@@ -45,6 +45,9 @@ func HasFiles(pod *corev1.Pod) bool {
 		}
 		if v.EmptyDir == nil {
 			continue
+		}
+		if v.EmptyDir.Medium == corev1.StorageMediumMemory {
+			return true
 		}
 		empty++
 		sub := slices.ContainsFunc(mounts, func(m corev1.VolumeMount) bool { return m.SubPath != "" || m.SubPathExpr != "" })
@@ -140,10 +143,22 @@ func (b *builder) companionTask() {
 		KillTimeout:   new(time.Second),
 		Lifecycle:     &api.TaskLifecycle{Hook: api.TaskLifecycleHookPrestart, Sidecar: true},
 		LogConfig:     &api.LogConfig{MaxFiles: new(1), MaxFileSizeMB: new(1), Disabled: new(true)},
-		Resources:     &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)},
+		Resources:     b.companionResources(),
 		RestartPolicy: forever(),
 		Config:        config,
 	})
+}
+
+// companionResources has the memory of the pod's memory volumes, too: they lie in
+// the companion's secrets directory, of whose size Nomad's clients make a tmpfs
+// (client/allocdir/fs_linux.go), and which outlives every container.
+func (b *builder) companionResources() *api.Resources {
+	r := &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)}
+	if b.memoryVolumesMB > 0 {
+		size := clampInt(b.memoryVolumesMB + 1) // what Nomad itself has there
+		r.SecretsMB, r.MemoryMB = new(size), new(companionMemoryMB+size)
+	}
+	return r
 }
 
 // shareNetwork gives a companion the network of the pod's containers. Nomad

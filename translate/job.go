@@ -32,6 +32,8 @@ type builder struct {
 	// companion says that the pod has one, and writesFiles that its containers
 	// wait for what it writes into their volumes.
 	companion, writesFiles bool
+	// memoryVolumesMB is the size of the pod's volumes in memory.
+	memoryVolumesMB int64
 	// podIP is the pod's address for a job that joins a pod that runs.
 	podIP string
 	// needPort asks for a port whose only use is that Nomad then tells tasks

@@ -199,7 +199,7 @@ func TestFailed(t *testing.T) {
 	if got := summary(&s); got != "Failed/Refused" || s.Message != "because" || s.StartTime == nil {
 		t.Errorf("a pod that never ran: %s %q", got, s.Message)
 	}
-	if got, want := conditionLine(&s), "PodReadyToStartContainers=False Initialized=False:PodFailed ContainersReady=False:PodFailed Ready=False:PodFailed"; got != want {
+	if got, want := conditionLine(&s), "PodReadyToStartContainers=False Initialized=False:ContainersNotInitialized ContainersReady=False:PodFailed Ready=False:PodFailed"; got != want {
 		t.Errorf("conditions %s, want %s", got, want)
 	}
 	ran := statusPod(mains("web", "b"))

@@ -183,7 +183,8 @@ func setConditions(s *corev1.PodStatus, pod *corev1.Pod, alloc *api.Allocation, 
 		message = fmt.Sprintf("containers with unready status: [%s]", strings.Join(unready, " "))
 	}
 	set(corev1.PodReadyToStartContainers, !over && (s.PodIP != "" || alloc != nil && anyStarted(s)), "", "")
-	set(corev1.PodInitialized, initDone || s.Phase == corev1.PodSucceeded, reason("ContainersNotInitialized"), initMessage(s, initDone))
+	// Whatever has become of the pod, it was not initialized.
+	set(corev1.PodInitialized, initDone || s.Phase == corev1.PodSucceeded, "ContainersNotInitialized", initMessage(s, initDone))
 	set(corev1.ContainersReady, !over && len(unready) == 0 && initDone, reason("ContainersNotReady"), message)
 	ready, gateMsg := len(unready) == 0 && initDone, ""
 	if ready {

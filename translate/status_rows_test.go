@@ -119,7 +119,7 @@ func TestStatusOfInitContainers(t *testing.T) {
 		{name: "fails for good", pod: statusPod(policy("Never"), inits("a", "b")), status: "pending",
 			tasks: tasks{"a": task("pending", 1, 1, exit(1, 2)), "b": task("pending", 0, -1), "web": task("pending", 0, -1)},
 			want:  "Failed; a:Error(1); b:PodInitializing; web:PodInitializing",
-			conds: "PodReadyToStartContainers=False Initialized=False:PodFailed ContainersReady=False:PodFailed Ready=False:PodFailed"},
+			conds: "PodReadyToStartContainers=False Initialized=False:ContainersNotInitialized ContainersReady=False:PodFailed Ready=False:PodFailed"},
 		{name: "failed for good and over: the others never had their turn", pod: statusPod(policy("Never"), inits("a", "b")), status: "failed",
 			tasks: tasks{"a": task("dead", 0, 1, exit(1, 2))},
 			want:  "Failed; a:Error(1); b:PodInitializing; web:PodInitializing"},

@@ -97,15 +97,19 @@ func (b *builder) emptyDir(v *volume, open []string) []string {
 	limited := e.SizeLimit != nil && !e.SizeLimit.IsZero()
 	switch e.Medium {
 	case corev1.StorageMediumMemory:
+		if b.writesFiles && len(mounts) > 0 {
+			b.memoryVolume(v, limited)
+			return open
+		}
 		if len(mounts) == 1 && mounts[0].SubPath == "" && mounts[0].SubPathExpr == "" && b.dockerShaped() {
 			v.tmpfs = true
 			if limited {
 				v.sizeBytes = max(e.SizeLimit.Value(), 0)
 			}
-			b.note(v.field+".emptyDir.medium", "the memory is the container's own and is emptied when the container restarts")
+			b.note(v.field+".emptyDir.medium", "the memory is the container's own and is emptied when the container restarts: set virtualNodes[].companionImage")
 			return open
 		}
-		b.note(v.field+".emptyDir.medium", "lies on disk: Nomad has no memory that several mounts share")
+		b.note(v.field+".emptyDir.medium", "lies on disk: memory that several mounts share needs virtualNodes[].companionImage")
 	case corev1.StorageMediumDefault:
 	default:
 		b.refuse(v.field+".emptyDir.medium", "huge pages are not there on Nomad")
@@ -131,6 +135,22 @@ func (b *builder) emptyDir(v *volume, open []string) []string {
 		b.note(v.field+".emptyDir", "only root can write: two emptyDir volumes of a pod are writable for all users, this is one more (set virtualNodes[].companionImage)")
 	}
 	return open
+}
+
+// memoryDefaultMB is the size of a memory volume that names none.
+const memoryDefaultMB = 64
+
+// memoryVolume lies in the memory that the companion has for it.
+func (b *builder) memoryVolume(v *volume, limited bool) {
+	mb := int64(memoryDefaultMB)
+	if limited {
+		mb = max(toMB(*v.EmptyDir.SizeLimit), 1)
+	} else {
+		b.note(v.field+".emptyDir.sizeLimit", "is not given, so it holds %d MiB: Nomad reserves the memory of a volume", memoryDefaultMB)
+	}
+	b.memoryVolumesMB += mb
+	v.companion, v.at = true, "/secrets/mem/"+v.Name
+	v.source = "../" + CompanionTask + v.at
 }
 
 // mountsOf lists the mounts of a volume in all containers.

@@ -10,9 +10,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"k8s.io/utils/clock"
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/dockerproxy"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/probes"
 )
 
@@ -22,6 +24,9 @@ const usage = `usage: companion COMMAND
   get              read a request from standard input and make it
   probes AGENT     run the probes that standard input lists, and report them;
                    AGENT is how they call themselves (kube-probe/1.35)
+  docker-proxy LISTEN ENGINE
+                   stand between Nomad and the Docker engine on the socket
+                   ENGINE, and mend what the docker driver gets wrong by haste
   vm-power SOCKET  on SIGTERM, press the power button of the VM whose qemu
                    monitor is SOCKET, and wait until it is off
 `
@@ -39,6 +44,8 @@ func main() {
 		answer(companion.Get(stop, os.Stdin))
 	case len(args) == 2 && args[0] == "probes":
 		err = companion.Probes(stop, os.Stdin, os.Stdout, probes.NewNetwork(args[1]), clock.RealClock{})
+	case len(args) == 3 && args[0] == "docker-proxy":
+		err = dockerproxy.Serve(stop, args[1], args[2], hclog.Default())
 	case len(args) == 2 && args[0] == "vm-power":
 		err = companion.PowerButton(context.Background(), stop.Done(), args[1])
 	default:

@@ -22,6 +22,7 @@ const (
 	ControllerManager = "kube-controller-manager"
 	Scheduler         = "kube-scheduler"
 	Docker            = "dockerd"
+	DockerProxy       = "docker-proxy"
 	Nomad             = "nomad"
 	NomadKubelet      = "nomad-kubelet"
 )
@@ -215,6 +216,11 @@ func (c *Cluster) startNomadSide(ctx context.Context) error {
 		if err := c.startDocker(ctx); err != nil {
 			return err
 		}
+		if c.proxied() {
+			if err := c.Start(ctx, DockerProxy); err != nil {
+				return err
+			}
+		}
 		if err := c.prepareImages(ctx); err != nil {
 			return err
 		}
@@ -258,6 +264,8 @@ func (c *Cluster) component(name string) (component, error) {
 		return component{c.schedulerCommand, local("https", c.Ports.Scheduler, "/readyz"), ""}, nil
 	case Docker:
 		return component{c.dockerdCommand, c.engine().ping, c.ownDockerHost()}, nil
+	case DockerProxy:
+		return component{c.dockerProxyCommand, newEngine(c.dockerProxyHost()).ping, c.dockerProxyHost()}, nil
 	case Nomad:
 		return component{c.nomadCommand, c.nomadReady, c.NomadAddress()}, nil
 	case NomadKubelet:
@@ -308,7 +316,7 @@ func (c *Cluster) find(name string) (string, error) {
 func (c *Cluster) checkPrograms() error {
 	var errs []error
 	for _, name := range c.started() {
-		if name != Docker && name != NomadKubelet {
+		if name != Docker && name != DockerProxy && name != NomadKubelet {
 			_, err := c.find(name)
 			errs = append(errs, err)
 		}
@@ -329,7 +337,7 @@ func lookPath(name string) string {
 	return ""
 }
 
-var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, Nomad, NomadKubelet}
+var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadKubelet}
 
 func (c *Cluster) anyRunning() bool {
 	for _, name := range components {

@@ -171,6 +171,29 @@ func (c *Cluster) startDocker(ctx context.Context) error {
 	return c.step("docker", func() (string, error) { return "already at " + c.dockerHost, c.engine().ping(ctx) })
 }
 
+// dockerProxyHost is where the proxy listens that stands before the engine; see
+// package dockerproxy.
+func (c *Cluster) dockerProxyHost() string {
+	return "unix://" + filepath.Join(c.opts.shortDir(), "run", "docker-proxy.sock")
+}
+
+// proxied says whether Nomad talks to the engine by the proxy: where there is an
+// engine, on a socket, and the program.
+func (c *Cluster) proxied() bool {
+	_, err := c.find(companionProgram)
+	return err == nil && c.ownNomad() && strings.HasPrefix(c.dockerHost, "unix://")
+}
+
+func (c *Cluster) dockerProxyCommand() (command, error) {
+	path, err := c.find(companionProgram)
+	if err != nil {
+		return command{}, err
+	}
+	socket := func(host string) string { return strings.TrimPrefix(host, "unix://") }
+	listen := socket(c.dockerProxyHost())
+	return command{path: path, args: []string{"docker-proxy", listen, socket(c.dockerHost)}}, os.MkdirAll(filepath.Dir(listen), 0o755)
+}
+
 func (c *Cluster) dockerdCommand() (command, error) {
 	path, err := c.find("dockerd")
 	if err != nil {

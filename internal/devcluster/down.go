@@ -89,6 +89,11 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 				return nil // the harder ways below remain
 			}
 		}
+		if c.proxied() {
+			if err := c.Start(ctx, DockerProxy); err != nil {
+				return nil
+			}
+		}
 		if err := c.Start(ctx, Nomad); err != nil {
 			return nil
 		}

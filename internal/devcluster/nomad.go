@@ -84,7 +84,11 @@ func (c *Cluster) agentCommand(client bool) (command, error) {
 	var env []string
 	if c.dockerHost != "" {
 		// Not in the plugin block: a second one would replace client.hcl's.
-		env = append(env, "DOCKER_HOST="+c.dockerHost)
+		host := c.dockerHost
+		if c.proxied() {
+			host = c.dockerProxyHost()
+		}
+		env = append(env, "DOCKER_HOST="+host)
 	}
 	return command{path: path, args: args, env: env}, nil
 }

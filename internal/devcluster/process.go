@@ -63,6 +63,10 @@ func (c *Cluster) spawn(name string, cmd command) (*child, error) {
 	c.mu.Lock()
 	c.children[name] = ch
 	c.mu.Unlock()
+	// The kernel shows the environment a moment after the program has begun.
+	for begin := time.Now(); !marked(ch.pid, c.opts.Dir) && alive(ch.pid) && time.Since(begin) < time.Second; {
+		time.Sleep(time.Millisecond)
+	}
 	return ch, nil
 }
 

@@ -18,7 +18,7 @@ func (c *Cluster) started() []string {
 		switch {
 		case !c.ownKubernetes() && (name == Etcd || name == APIServer || name == ControllerManager || name == Scheduler),
 			!c.ownNomad() && (name == Docker || name == Nomad),
-			name == Docker && !c.ownDocker(),
+			name == Docker && !c.ownDocker(), name == DockerProxy && !c.proxied(),
 			name == NomadKubelet && c.opts.NoNomadKubelet:
 		default:
 			out = append(out, name)

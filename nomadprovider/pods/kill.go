@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -141,9 +142,10 @@ func (c *Controller) restartVM(ctx context.Context, pod *corev1.Pod, alloc *api.
 	return nil
 }
 
+// signal sends a signal to a task; that it has ended meanwhile comes as an event.
 func (c *Controller) signal(ctx context.Context, alloc *api.Allocation, task, signal string) error {
 	err := c.Nomad.Allocations().Signal(alloc, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx), task, signal)
-	if err != nil {
+	if err != nil && !strings.Contains(err.Error(), "Task not running") {
 		return fmt.Errorf("send %s to task %s of allocation %s: %w", signal, task, alloc.ID, err)
 	}
 	return nil

@@ -115,13 +115,13 @@ func TestPostStartHookFails(t *testing.T) {
 func TestHTTPHook(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t, kube)
-	server := create(t, kube, ns, pod("server", `mkdir /www && echo hi > /www/hook && exec httpd -f -vv -p 8080 -h /www`))
+	server := create(t, kube, ns, pod("server", `mkdir /www && echo hi > /www/post && echo hi > /www/pre && exec httpd -f -vv -p 8080 -h /www`))
 	server = await(t, kube, server, 40*time.Second, "ready", ready)
 	get := func(path string) *corev1.LifecycleHandler {
 		return &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Host: server.Status.PodIP, Path: path, Port: intstr.FromInt32(8080)}}
 	}
 	p := create(t, kube, ns, pod("caller", "sleep 600", func(p *corev1.Pod) {
-		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: get("/hook?post"), PreStop: get("/hook?pre")}
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: get("/post"), PreStop: get("/pre")}
 	}))
 	p = await(t, kube, p, 40*time.Second, "ready", ready)
 	heard := func(what string) {
@@ -133,9 +133,9 @@ func TestHTTPHook(t *testing.T) {
 			return nil
 		})
 	}
-	heard("hook?post")
+	heard("url:/post")
 	remove(t, kube, p, nil)
-	heard("hook?pre")
+	heard("url:/pre")
 }
 
 // A pod's aliases are in the hosts file of the kubelet, and a volume may take its place.

@@ -1,0 +1,17 @@
+// Package dockerproxy stands between Nomad's docker driver and the Docker
+// engine of a client, and mends by waiting what the driver gets wrong by haste.
+//
+//   - When a container exits, the driver stops its log reader without letting it
+//     finish (drivers/docker/handle.go, run): the log of a container that lives
+//     for moments is lost in part or whole. The proxy answers the driver's wait
+//     for the exit once the log has been read to its end.
+//   - While a command runs in a container the driver asks ten times a second
+//     whether it still does, and stops copying when it does not
+//     (drivers/docker/driver.go, ExecTaskStreaming; hashicorp/nomad#27146): the
+//     end of the output is lost, and long calls cost dearly. The proxy answers
+//     once the output has been delivered.
+//
+// All else passes through as it is. It is optional: without it pods run with
+// those faults. Like the engine itself it must stay up: the driver takes the end
+// of its connection for the end of its containers.
+package dockerproxy

@@ -1,0 +1,140 @@
+package dockerproxy
+
+import (
+	"context"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"regexp"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+const (
+	// logAppears is how long after a container's exit is first asked for its log's
+	// reader, a process that the driver starts, may take to come.
+	logAppears = 2 * time.Second
+	// lookAgain is the pause between two looks for it.
+	lookAgain = 20 * time.Millisecond
+	// logLimit bounds the wait for a log to be read, as when a reader hangs.
+	logLimit = 10 * time.Second
+	// execHold bounds an answer on a command that runs on.
+	execHold = 10 * time.Second
+	// inHand is what readers get to pass on what they have just read.
+	inHand = 100 * time.Millisecond
+)
+
+// The requests that matter, with or without a version before them.
+var (
+	containerPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/([^/]+)/(logs|wait)$`)
+	execPath      = regexp.MustCompile(`^(?:/v[0-9.]+)?/exec/([^/]+)/(start|json)$`)
+)
+
+// Proxy passes requests to a Docker engine; see the package's comment.
+type Proxy struct {
+	engine *http.Transport
+	pass   *httputil.ReverseProxy
+	logs   *streams
+	execs  *streams
+}
+
+// New makes a Proxy to the engine that listens on the Unix socket.
+func New(socket string, log hclog.Logger) *Proxy {
+	engine := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+		DisableCompression: true,
+	}
+	return &Proxy{
+		engine: engine, logs: newStreams(), execs: newStreams(),
+		pass: &httputil.ReverseProxy{
+			Transport:     engine,
+			FlushInterval: -1,
+			Rewrite:       func(r *httputil.ProxyRequest) { address(r.Out) },
+			ErrorLog:      log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+		},
+	}
+}
+
+// address makes a request one to the engine.
+func address(r *http.Request) { r.URL.Scheme, r.URL.Host, r.Host = "http", "docker", "" }
+
+// ServeHTTP implements [http.Handler].
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if m := containerPath.FindStringSubmatch(r.URL.Path); m != nil {
+		switch id := m[1]; {
+		case m[2] == "wait":
+			p.wait(w, r, id)
+			return
+		case r.URL.Query().Get("follow") != "":
+			defer p.logs.begin(id)()
+		}
+	}
+	if m := execPath.FindStringSubmatch(r.URL.Path); m != nil {
+		id := m[1]
+		if m[2] == "start" {
+			defer p.execs.forget(id)
+			defer p.execs.begin(id)()
+		} else {
+			p.settle(r.Context(), p.execs, id, execHold)
+		}
+	}
+	p.pass.ServeHTTP(w, r)
+}
+
+// settle waits until an output has been read.
+func (p *Proxy) settle(ctx context.Context, s *streams, id string, limit time.Duration) (read bool) {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if read = s.drained(limited, id); read {
+		sleep(limited, inHand)
+	}
+	return read
+}
+
+// wait answers once the container has exited and its log has been read. The
+// engine sends the head of its answer at once and the body at the exit.
+func (p *Proxy) wait(w http.ResponseWriter, r *http.Request, id string) {
+	asked := time.Now()
+	out := r.Clone(r.Context())
+	address(out)
+	out.RequestURI = ""
+	resp, err := p.engine.RoundTrip(out)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer resp.Body.Close()
+	maps.Copy(w.Header(), resp.Header)
+	w.WriteHeader(resp.StatusCode)
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		return
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		// Cut off here, too, rather than ended well.
+		panic(http.ErrAbortHandler)
+	}
+	if resp.StatusCode == http.StatusOK {
+		for !p.settle(r.Context(), p.logs, id, logLimit) && time.Since(asked) < logAppears {
+			if !sleep(r.Context(), lookAgain) {
+				break
+			}
+		}
+		p.logs.forget(id)
+	}
+	_, _ = w.Write(body) // nobody to tell
+}
+
+func sleep(ctx context.Context, d time.Duration) (slept bool) {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

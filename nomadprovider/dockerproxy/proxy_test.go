@@ -1,0 +1,175 @@
+package dockerproxy
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// engine is a Docker engine of which the test says what it does.
+type engine struct {
+	logs, exited chan struct{} // closed: the log ends, the container exits
+}
+
+func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	flush := func() { w.(http.Flusher).Flush() }
+	switch {
+	case strings.HasSuffix(r.URL.Path, "/logs"):
+		_, _ = io.WriteString(w, "begin\n")
+		flush()
+		<-e.logs
+		_, _ = io.WriteString(w, "end\n")
+	case strings.HasSuffix(r.URL.Path, "/wait"):
+		flush()
+		<-e.exited
+		_, _ = io.WriteString(w, `{"StatusCode":7}`)
+	case strings.HasSuffix(r.URL.Path, "/start"):
+		conn, buf, _ := w.(http.Hijacker).Hijack()
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+		in, _ := io.ReadAll(buf) // to the end of the input, which is not the end of the output
+		_, _ = conn.Write(append([]byte("got "), in...))
+	default:
+		_, _ = io.WriteString(w, r.Method+" "+r.URL.String()+" "+r.Host)
+	}
+}
+
+// start runs an engine and a proxy before it.
+func start(t *testing.T) (e *engine, proxy string, client *http.Client) {
+	t.Helper()
+	dir := t.TempDir()
+	e = &engine{logs: make(chan struct{}), exited: make(chan struct{})}
+	l, err := net.Listen("unix", filepath.Join(dir, "engine"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: e}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	proxy = filepath.Join(dir, "proxy")
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error)
+	go func() { served <- Serve(ctx, proxy, filepath.Join(dir, "engine"), hclog.NewNullLogger()) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	for _, err = net.Dial("unix", proxy); err != nil; _, err = net.Dial("unix", proxy) {
+		time.Sleep(time.Millisecond)
+	}
+	return e, proxy, &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return net.Dial("unix", proxy) },
+	}}
+}
+
+func get(t *testing.T, c *http.Client, method, path string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequest(method, "http://x"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+// later reads an answer's body aside.
+func later(resp *http.Response) chan string {
+	out := make(chan string, 1)
+	go func() { b, _ := io.ReadAll(resp.Body); out <- string(b) }()
+	return out
+}
+
+func TestPassesThrough(t *testing.T) {
+	_, _, c := start(t)
+	if got := <-later(get(t, c, "POST", "/v1.41/containers/create?name=a%2Fb")); got != "POST /v1.41/containers/create?name=a%2Fb docker" {
+		t.Error(got)
+	}
+}
+
+func TestExitIsToldWhenTheLogIsRead(t *testing.T) {
+	e, _, c := start(t)
+	log := get(t, c, "GET", "/v1.41/containers/c1/logs?follow=1")
+	exit := later(get(t, c, "POST", "/v1.41/containers/c1/wait"))
+	close(e.exited)
+	select {
+	case got := <-exit:
+		t.Fatalf("told %q while the log was being read", got)
+	case <-time.After(300 * time.Millisecond):
+	}
+	close(e.logs)
+	if got := <-later(log); got != "begin\nend\n" {
+		t.Errorf("log %q", got)
+	}
+	if got := <-exit; got != `{"StatusCode":7}` {
+		t.Error(got)
+	}
+}
+
+// The reader of a container that ends at once comes after its exit.
+func TestExitWaitsForTheLogsReader(t *testing.T) {
+	e, _, c := start(t)
+	close(e.exited)
+	close(e.logs)
+	exit := later(get(t, c, "POST", "/containers/c1/wait"))
+	time.Sleep(200 * time.Millisecond)
+	log := later(get(t, c, "GET", "/containers/c1/logs?follow=true"))
+	if got := <-log; got != "begin\nend\n" || len(exit) > 0 {
+		t.Errorf("log %q, told before: %v", got, len(exit) > 0)
+	}
+	begin := time.Now()
+	if <-exit; time.Since(begin) > time.Second {
+		t.Error("told late")
+	}
+	// A log that nobody reads keeps nobody for long.
+	begin = time.Now()
+	<-later(get(t, c, "POST", "/containers/c2/wait"))
+	if took := time.Since(begin); took < logAppears || took > logAppears+time.Second {
+		t.Errorf("told after %s", took)
+	}
+}
+
+func TestExecIsOverWhenItsOutputIsDelivered(t *testing.T) {
+	_, proxy, c := start(t)
+	conn, err := net.Dial("unix", proxy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "POST /v1.41/exec/e1/start HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n")
+	buf := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(buf, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatal(resp, err)
+	}
+	told := make(chan string, 1)
+	go func() { told <- <-later(get(t, c, "GET", "/v1.41/exec/e1/json")) }()
+	select {
+	case <-told:
+		t.Fatal("told while it runs")
+	case <-time.After(300 * time.Millisecond):
+	}
+	_, _ = io.WriteString(conn, "input")
+	if err := conn.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := io.ReadAll(buf); err != nil || string(out) != "got input" {
+		t.Errorf("output %q, %v", out, err)
+	}
+	if got := <-told; !strings.HasPrefix(got, "GET /v1.41/exec/e1/json") {
+		t.Error(got)
+	}
+}
