@@ -29,7 +29,10 @@ func prerequisites(ctx context.Context, o Options) []prerequisite {
 		{"ip", "iproute2", program("ip")},
 		{"CNI plugins (in " + strings.Join(cniDirs, ", ") + ")", "containernetworking-plugins", func() bool { return findCNI() != "" }},
 	}
-	if !o.NoDocker {
+	if o.OnPremNode {
+		list = append(list, prerequisite{"containerd", "containerd", program("containerd")}, prerequisite{"runc", "runc", program("runc")})
+	}
+	if !o.NoDocker && !o.NoNomad {
 		list = append(list,
 			prerequisite{"Docker engine", "docker.io", func() bool {
 				return newEngine(systemDocker).ping(ctx) == nil || lookPath("dockerd") != ""
