@@ -162,7 +162,7 @@ bin/ginkgo: tools/kubernetes/go.mod
 
 bin/e2e.test: tools/kubernetes/go.mod
 	@echo "Building e2e.test $(KUBE) (about three minutes)"
-	@cd tools/kubernetes && CGO_ENABLED=0 $(GO) test -c -v -ldflags "-s -w $(KUBE_LDFLAGS)" -o ../../$@ k8s.io/kubernetes/test/e2e $(PROGRESS)
+	@cd tools/kubernetes && CGO_ENABLED=0 $(GO) test -c -vet=off -v -ldflags "-s -w $(KUBE_LDFLAGS)" -o ../../$@ k8s.io/kubernetes/test/e2e $(PROGRESS)
 	@touch $@
 
 bin/nonewprivs: tools/kubernetes/go.mod

@@ -106,7 +106,7 @@ func TestReasonsAreChecked(t *testing.T) {
 		`[{specs: '(', kind: machine, reason: b}]`:                 "specs",
 		`[{kind: machine, reason: b}]`:                             "specs: is missing",
 		`[{specs: 'a', node: x, kind: machine, reason: b}]`:        "node",
-		`[{specs: 'a', kind: machine, reason: b, wayout: 'typo'}]`: "wayout",
+		`[{specs: 'a', kind: machine, reason: b, remedy: 'typo'}]`: "remedy",
 	} {
 		if _, err := parseReasons([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v does not name %q", text, err, want)
