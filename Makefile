@@ -108,6 +108,8 @@ conformance-docs: ## Write docs/conformance.md from the results that are kept
 
 .PHONY: suite
 suite:
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/shellenv ./test/conformance/shellenv
 	@$(MAKE) --no-print-directory -j2 $(SUITE_BINS) $(if $(filter virtual,$(NODE)),,bin/kubelet)
 
 .PHONY: test

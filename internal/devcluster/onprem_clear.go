@@ -32,11 +32,15 @@ func (c *Cluster) clearOnPremNode() error {
 	for _, note := range notes {
 		errs = append(errs, os.Remove(note))
 	}
-	if len(otherClusters(c.opts.Dir)) == 0 && !programRuns("kubelet") {
+	if !programRuns("kubelet") {
 		groups, _ := filepath.Glob("/sys/fs/cgroup/*/kubepods")
 		for _, dir := range groups {
 			removeGroup(dir)
 		}
+	}
+	// Where every containerd's shims meet; only what is empty goes.
+	for _, dir := range []string{"runc/k8s.io", "runc", "s", ""} {
+		os.Remove(filepath.Join("/run/containerd", dir))
 	}
 	return errors.Join(errs...)
 }

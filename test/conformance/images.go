@@ -39,7 +39,7 @@ var searchPath = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 // sig-apps run; see each one's Dockerfile in Kubernetes' test/images.
 func suiteImages(b *base, binDir, kubernetes string) ([]image, error) {
 	bin := func(name string) string { return filepath.Join(binDir, name) }
-	busybox, err := busyboxEntries(b)
+	busybox, err := busyboxEntries(b, bin("shellenv"))
 	if err != nil {
 		return nil, err
 	}
@@ -87,10 +87,9 @@ func suiteImages(b *base, binDir, kubernetes string) ([]image, error) {
 	}, nil
 }
 
-// busyboxEntries make Debian behave as busybox where specs can tell: bash keeps
-// environment names with dashes as busybox's shell does and Debian's dash does
-// not. What Debian lacks comes from a static busybox.
-func busyboxEntries(b *base) ([]entry, error) {
+// busyboxEntries make Debian behave as busybox where specs can tell: the shell is
+// busybox's, with its messages, and wget is one that works, Debian's.
+func busyboxEntries(b *base, shellenv string) ([]entry, error) {
 	static, err := devcluster.StaticBusybox()
 	if err != nil {
 		return nil, err
@@ -100,7 +99,8 @@ func busyboxEntries(b *base) ([]entry, error) {
 		return nil, fmt.Errorf("%s --list: %w", static, err)
 	}
 	entries := []entry{
-		{name: "usr/bin/sh", link: "bash"},
+		{name: "usr/bin/sh", mode: 0o755, from: shellenv},
+		{name: "usr/bin/env", link: "sh"},
 		{name: "usr/bin/busybox", mode: 0o755, from: static},
 	}
 	for _, name := range strings.Fields(string(applets)) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -98,25 +99,29 @@ func (p place) runSuite(ctx context.Context, s selection, kubeconfig, dir string
 	return nil
 }
 
-// follow reads ginkgo's output to its end and tells of each spec that is
-// through: its line begins with a bullet.
+var failedBullet = regexp.MustCompile(`^ \[(FAILED|PANICKED|TIMEDOUT)`)
+
+// follow reads ginkgo's output to its end and tells how far it is. Each spec
+// that ran is a bullet, in a line of its own if it failed.
 func follow(log io.Reader, out io.Writer) error {
-	lines := bufio.NewReader(log)
+	const bullet = '•'
+	in := bufio.NewReader(log)
 	done, failed := 0, 0
 	for {
-		line, err := lines.ReadString('\n')
-		if strings.HasPrefix(line, "•") {
-			done++
-			if strings.Contains(line, "[FAILED]") || strings.Contains(line, "[PANICKED]") || strings.Contains(line, "[TIMEDOUT]") {
-				failed++
-			}
-			fmt.Fprintf(out, "  %3d done, %d failed\n", done, failed)
-		}
+		char, _, err := in.ReadRune()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
+		if char != bullet {
+			continue
+		}
+		done++
+		if next, _ := in.Peek(len(" [PANICKED]")); failedBullet.Match(next) {
+			failed++
+		}
+		fmt.Fprintf(out, "  %3d done, %d failed\n", done, failed)
 	}
 }
