@@ -141,9 +141,12 @@ func (c junitCase) result() result {
 
 const maxFailure = 240
 
+// goType is how gomega says what a value is, with its place in memory.
+var goType = regexp.MustCompile(`<\*?[\w.]+( \| 0x[0-9a-f]+)?>: ?`)
+
 // oneLine is the beginning of a message without its line breaks.
 func oneLine(message string) string {
-	text := []rune(strings.Join(strings.Fields(message), " "))
+	text := []rune(strings.Join(strings.Fields(goType.ReplaceAllString(message, "")), " "))
 	if len(text) > maxFailure {
 		return string(text[:maxFailure]) + "..."
 	}

@@ -55,6 +55,9 @@ func TestOneLine(t *testing.T) {
 	if got := oneLine(" a\n\n  b\tc "); got != "a b c" {
 		t.Errorf("%q", got)
 	}
+	if got := oneLine("Expected\n    <*errors.errorString | 0xa1d0>: \n    no\n <string>: luck"); got != "Expected no luck" {
+		t.Errorf("%q", got)
+	}
 	if got := oneLine(strings.Repeat("é", 500)); got != strings.Repeat("é", maxFailure)+"..." {
 		t.Errorf("%q", got)
 	}
