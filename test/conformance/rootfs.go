@@ -11,6 +11,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
 )
 
 // What the upstream images bring beside their own program: Alpine's packages in
@@ -30,6 +32,9 @@ var notInBase = []string{
 func makeBase(ctx context.Context, file string, out io.Writer) error {
 	if _, err := os.Stat(file); err == nil {
 		return nil
+	}
+	if err := devcluster.Require(ctx, []devcluster.Prerequisite{devcluster.Program("debootstrap", "debootstrap")}, true, out); err != nil {
+		return err
 	}
 	fmt.Fprintf(out, "Building the base of the suite's images: Debian %s (a minute or two)\n", debianSuite)
 	root, err := os.MkdirTemp("", "nkconformance")
