@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 
 	"sigs.k8s.io/yaml"
 )
@@ -15,17 +16,22 @@ const (
 	kindOpen = "open"
 	// kindImpossible is one that Nomad leaves no way out of.
 	kindImpossible = "impossible"
+	// kindSometimes is a failure that comes and goes, with a way out.
+	kindSometimes = "sometimes"
 	// kindMachine is one that the machine of the run is to blame for.
 	kindMachine = "machine"
 )
 
 // reason is an entry of reasons.yaml: why specs fail. A person writes it.
 type reason struct {
-	// Specs is a regular expression; every spec that it matches must fail.
+	// Specs is a regular expression; every spec that it matches must fail, unless
+	// the kind is sometimes.
 	Specs string `json:"specs"`
+	// Failure is one that the failure's text has to match, too.
+	Failure string `json:"failure,omitempty"`
 	// Node is virtual or kubelet; empty is virtual.
 	Node string `json:"node,omitempty"`
-	// Kind is open, impossible or machine.
+	// Kind is open, impossible, sometimes or machine.
 	Kind   string `json:"kind"`
 	Reason string `json:"reason"`
 	// WayOut is what would make an open one pass.
@@ -33,7 +39,7 @@ type reason struct {
 	// Proof is what shows that an impossible one is.
 	Proof string `json:"proof,omitempty"`
 
-	specs *regexp.Regexp
+	specs, failure *regexp.Regexp
 }
 
 func loadReasons(file string) ([]reason, error) {
@@ -63,6 +69,9 @@ func (r *reason) complete() error {
 	if r.specs, err = regexp.Compile(r.Specs); err != nil {
 		return fmt.Errorf("specs: %w", err)
 	}
+	if r.failure, err = regexp.Compile(r.Failure); err != nil {
+		return fmt.Errorf("failure: %w", err)
+	}
 	if r.Node == "" {
 		r.Node = virtualNode
 	}
@@ -73,20 +82,20 @@ func (r *reason) complete() error {
 		return fmt.Errorf("node: %q is neither %s nor %s", r.Node, virtualNode, controlNode)
 	case r.Reason == "":
 		return errors.New("reason: is missing")
-	case r.Kind == kindOpen && r.WayOut == "":
-		return errors.New("wayOut: is missing, which an open failure needs")
+	case (r.Kind == kindOpen || r.Kind == kindSometimes) && r.WayOut == "":
+		return fmt.Errorf("wayOut: is missing, which the kind %s needs", r.Kind)
 	case r.Kind == kindImpossible && r.Proof == "":
 		return errors.New("proof: is missing, which an impossible spec needs")
-	case r.Kind != kindOpen && r.Kind != kindImpossible && r.Kind != kindMachine:
-		return fmt.Errorf("kind: %q is none of %s, %s, %s", r.Kind, kindOpen, kindImpossible, kindMachine)
+	case !slices.Contains([]string{kindOpen, kindImpossible, kindSometimes, kindMachine}, r.Kind):
+		return fmt.Errorf("kind: %q is none of %s, %s, %s, %s", r.Kind, kindOpen, kindImpossible, kindSometimes, kindMachine)
 	}
 	return nil
 }
 
-// reasonFor is the first entry that matches, or nil.
-func reasonFor(list []reason, node, spec string) *reason {
+// reasonFor is the first entry that matches a failure, or nil.
+func reasonFor(list []reason, node string, failed result) *reason {
 	for i := range list {
-		if list[i].Node == node && list[i].specs.MatchString(spec) {
+		if list[i].Node == node && list[i].specs.MatchString(failed.Spec) && list[i].failure.MatchString(failed.Failure) {
 			return &list[i]
 		}
 	}
@@ -107,7 +116,7 @@ func stale(list []reason, byNode map[string]results) []error {
 				continue
 			}
 			n++
-			if one.State == passed {
+			if one.State == passed && r.Kind != kindSometimes {
 				errs = append(errs, fmt.Errorf("reasons: %q (node %s) passes: take it out of %q", one.Spec, r.Node, r.Specs))
 			}
 		}

@@ -25,6 +25,7 @@ names, the same for both. The virtual node is untainted and allows host access f
 	writeComparison(&b, byNode)
 	v := byNode[virtualNode].all()
 	writeReasons(&b, "Failed, with a way out", "way out", v, reasons, kindOpen, func(r *reason) string { return r.WayOut })
+	writeReasons(&b, "Failed in this run, passed in others", "way out", v, reasons, kindSometimes, func(r *reason) string { return r.WayOut })
 	writeReasons(&b, "Impossible on Nomad", "proof", v, reasons, kindImpossible, func(r *reason) string { return r.Proof })
 	writeReasons(&b, "Failed for the machine's sake", "", v, reasons, kindMachine, nil)
 	writeUnexplained(&b, "Failed, unexplained", virtualNode, byNode, reasons)
@@ -95,7 +96,7 @@ func writeComparison(b *strings.Builder, byNode map[string]results) {
 func writeReasons(b *strings.Builder, title, last string, specs map[string]result, reasons []reason, kind string, detail func(*reason) string) {
 	var rows []string
 	for _, spec := range failures(specs) {
-		r := reasonFor(reasons, virtualNode, spec)
+		r := reasonFor(reasons, virtualNode, specs[spec])
 		if r == nil || r.Kind != kind {
 			continue
 		}
@@ -137,7 +138,7 @@ func writeControl(b *strings.Builder, byNode map[string]results, reasons []reaso
 	fmt.Fprintf(b, "\n## Failed on the control: %d\n\n| spec | reason |\n|---|---|\n", len(rows))
 	for _, spec := range rows {
 		why := specs[spec].Failure
-		if r := reasonFor(reasons, controlNode, spec); r != nil {
+		if r := reasonFor(reasons, controlNode, specs[spec]); r != nil {
 			why = r.Reason
 		}
 		fmt.Fprintf(b, "| %s | %s |\n", cell(spec), cell(why))
@@ -184,7 +185,7 @@ func failures(specs map[string]result) []string {
 }
 
 func unexplained(specs map[string]result, node string, reasons []reason) []string {
-	return slices.DeleteFunc(failures(specs), func(spec string) bool { return reasonFor(reasons, node, spec) != nil })
+	return slices.DeleteFunc(failures(specs), func(spec string) bool { return reasonFor(reasons, node, specs[spec]) != nil })
 }
 
 // cell is text that cannot break out of a table's cell.

@@ -100,6 +100,8 @@ func TestStaleReasons(t *testing.T) {
 func TestReasonsAreChecked(t *testing.T) {
 	for text, want := range map[string]string{
 		`[{specs: 'a', kind: open, reason: b}]`:                    "wayOut",
+		`[{specs: 'a', kind: sometimes, reason: b}]`:               "wayOut",
+		`[{specs: 'a', failure: '(', kind: machine, reason: b}]`:   "failure",
 		`[{specs: 'a', kind: impossible, reason: b}]`:              "proof",
 		`[{specs: 'a', kind: machine}]`:                            "reason: is missing",
 		`[{specs: 'a', kind: lazy, reason: b}]`:                    "kind",
@@ -111,6 +113,24 @@ func TestReasonsAreChecked(t *testing.T) {
 		if _, err := parseReasons([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v does not name %q", text, err, want)
 		}
+	}
+}
+
+// A reason that comes and goes explains only the failure that it names, and is
+// not stale when the spec passes.
+func TestSometimes(t *testing.T) {
+	reasons, err := parseReasons([]byte(`[{specs: '.', failure: '^lost', kind: sometimes, reason: a, wayOut: b}]`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := map[string]results{virtualNode: {"parallel": &pass{Results: []result{
+		{Spec: "a", State: passed}, {Spec: "b", State: failed, Failure: "lost it"}, {Spec: "c", State: failed, Failure: "broken"},
+	}}}}
+	if errs := stale(reasons, node); len(errs) > 0 {
+		t.Error(errs)
+	}
+	if d := cmp.Diff([]string{"c"}, unexplained(node[virtualNode].all(), virtualNode, reasons)); d != "" {
+		t.Error(d)
 	}
 }
 
