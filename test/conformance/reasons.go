@@ -16,7 +16,7 @@ const (
 	kindOpen = "open"
 	// kindImpossible is one that Nomad leaves no way out of.
 	kindImpossible = "impossible"
-	// kindSometimes is a failure that comes and goes, with a way out.
+	// kindSometimes is a failure that strikes by chance, with a way out.
 	kindSometimes = "sometimes"
 	// kindMachine is one that the machine of the run is to blame for.
 	kindMachine = "machine"

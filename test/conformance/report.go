@@ -25,7 +25,7 @@ names, the same for both. The virtual node is untainted and allows host access f
 	writeComparison(&b, byNode)
 	v := byNode[virtualNode].all()
 	writeReasons(&b, "Failed, with a way out", "way out", v, reasons, kindOpen, func(r *reason) string { return r.WayOut })
-	writeReasons(&b, "Failed in this run, passed in others", "way out", v, reasons, kindSometimes, func(r *reason) string { return r.WayOut })
+	writeReasons(&b, "Failed by chance: other specs in each run", "way out", v, reasons, kindSometimes, func(r *reason) string { return r.WayOut })
 	writeReasons(&b, "Impossible on Nomad", "proof", v, reasons, kindImpossible, func(r *reason) string { return r.Proof })
 	writeReasons(&b, "Failed for the machine's sake", "", v, reasons, kindMachine, nil)
 	writeUnexplained(&b, "Failed, unexplained", virtualNode, byNode, reasons)

@@ -144,9 +144,14 @@ const maxFailure = 240
 // goType is how gomega says what a value is, with its place in memory.
 var goType = regexp.MustCompile(`<\*?[\w.]+( \| 0x[0-9a-f]+)?>: ?`)
 
+// longWord is a part of a message, such as the pattern of an address, that would
+// push all else out of the line.
+var longWord = regexp.MustCompile(`(\S{40})\S{40,}`)
+
 // oneLine is the beginning of a message without its line breaks.
 func oneLine(message string) string {
-	text := []rune(strings.Join(strings.Fields(goType.ReplaceAllString(message, "")), " "))
+	words := longWord.ReplaceAllString(goType.ReplaceAllString(message, ""), "$1...")
+	text := []rune(strings.Join(strings.Fields(words), " "))
 	if len(text) > maxFailure {
 		return string(text[:maxFailure]) + "..."
 	}

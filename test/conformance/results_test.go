@@ -58,7 +58,10 @@ func TestOneLine(t *testing.T) {
 	if got := oneLine("Expected\n    <*errors.errorString | 0xa1d0>: \n    no\n <string>: luck"); got != "Expected no luck" {
 		t.Errorf("%q", got)
 	}
-	if got := oneLine(strings.Repeat("é", 500)); got != strings.Repeat("é", maxFailure)+"..." {
+	if got := oneLine("want " + strings.Repeat("x", 500) + "\nhave y"); got != "want "+strings.Repeat("x", 40)+"... have y" {
+		t.Errorf("%q", got)
+	}
+	if got := oneLine(strings.Repeat("é ", 500)); got != strings.Repeat("é ", maxFailure/2)+"..." {
 		t.Errorf("%q", got)
 	}
 }
