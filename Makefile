@@ -13,7 +13,9 @@ GO ?= go
 # What the demo runs:
 DEMO_BINS := bin/etcd bin/nomad bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kubectl
 # What only some tests run:
-TEST_BINS := bin/consul bin/kubelet bin/kube-proxy bin/e2e.test bin/ginkgo bin/agnhost
+TEST_BINS := bin/consul bin/kubelet bin/kube-proxy bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause
+# What the conformance suite needs beside the demo's; its control needs a kubelet, too.
+SUITE_BINS := bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause
 
 KUBE := v1.35.4
 NOMAD := 1.11.3
@@ -28,8 +30,8 @@ PROGRESS = 2>&1 | awk '/^[^ \t]+$$/ { if (++n % 100 == 0) { print "    " n " pac
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  make bin/NAME       Build one third-party program: $(notdir $(DEMO_BINS) $(TEST_BINS))"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  make bin/NAME           Build one third-party program: $(notdir $(DEMO_BINS) $(TEST_BINS))"
 
 .PHONY: build
 build: ## Build bin/nomad-kubelet and bin/companion
@@ -82,6 +84,34 @@ test-e2e: programs ## Run the tests on real components
 bench: programs ## Measure nomad-kubelet beside Nomad alone (ten minutes; BENCH_FLAGS=-strict fails on missed goals)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 60m ./test/bench -run '^$$' -bench . $(BENCH_FLAGS)
 
+# FOCUS, SKIP: regular expressions instead of the default; NODE: virtual, kubelet (the control) or both; PROCS: specs at a time.
+NODE ?= both
+PROCS ?= 6
+CONFORMANCE = $(GO) run ./test/conformance -node=$(NODE) -procs=$(PROCS) $(if $(FOCUS),-focus='$(FOCUS)') $(if $(SKIP),-skip='$(SKIP)')
+
+.PHONY: conformance
+conformance: programs suite ## Run the upstream conformance suite on a virtual node and on a kubelet [FOCUS= SKIP= NODE=virtual|kubelet PROCS=6]
+	$(CONFORMANCE)
+
+.PHONY: conformance-serial
+conformance-serial: programs suite ## The same for the serial, slow and disruptive specs
+	$(CONFORMANCE) -serial
+
+.PHONY: conformance-short
+conformance-short: NODE = virtual
+conformance-short: programs suite ## A few specs of it on a virtual node, all of which must pass (four minutes)
+	$(CONFORMANCE) -short
+
+.PHONY: conformance-docs
+conformance-docs: ## Write docs/conformance.md from the results that are kept
+	$(GO) run ./test/conformance -docs
+
+.PHONY: suite
+suite:
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/shellenv ./test/conformance/shellenv
+	@$(MAKE) --no-print-directory -j2 $(SUITE_BINS) $(if $(filter virtual,$(NODE)),,bin/kubelet)
+
 .PHONY: test
 test: lint test-unit test-e2e ## Run all tests
 
@@ -129,10 +159,22 @@ bin/agnhost: tools/kubernetes/go.mod
 
 bin/ginkgo: tools/kubernetes/go.mod
 	@echo "Building ginkgo"
-	@cd tools/kubernetes && $(GO) build -v -o ../../$@ github.com/onsi/ginkgo/v2/ginkgo $(PROGRESS)
+	@cd tools/kubernetes && CGO_ENABLED=0 $(GO) build -v -o ../../$@ github.com/onsi/ginkgo/v2/ginkgo $(PROGRESS)
 	@touch $@
 
 bin/e2e.test: tools/kubernetes/go.mod
 	@echo "Building e2e.test $(KUBE) (about three minutes)"
-	@cd tools/kubernetes && $(GO) test -c -v -ldflags "$(KUBE_LDFLAGS)" -o ../../$@ k8s.io/kubernetes/test/e2e $(PROGRESS)
+	@cd tools/kubernetes && CGO_ENABLED=0 $(GO) test -c -vet=off -v -ldflags "-s -w $(KUBE_LDFLAGS)" -o ../../$@ k8s.io/kubernetes/test/e2e $(PROGRESS)
+	@touch $@
+
+bin/nonewprivs: tools/kubernetes/go.mod
+	@echo "Building nonewprivs"
+	@cd tools/kubernetes && CGO_ENABLED=0 $(GO) build -o ../../$@ k8s.io/kubernetes/test/images/nonewprivs
+	@touch $@
+
+# The one program of the suite's images that is not Go.
+bin/pause: tools/kubernetes/go.mod
+	@echo "Building pause"
+	@mkdir -p bin
+	@$(CC) -Os -static -DVERSION=3.10.1 -o $@ "$$(cd tools/kubernetes && $(GO) list -mod=mod -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c"
 	@touch $@

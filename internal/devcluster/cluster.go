@@ -25,6 +25,8 @@ const (
 	DockerProxy       = "docker-proxy"
 	Nomad             = "nomad"
 	NomadKubelet      = "nomad-kubelet"
+	Containerd        = "containerd"
+	Kubelet           = "kubelet"
 )
 
 // Cluster is a local hybrid, running or not.
@@ -104,7 +106,7 @@ func (c *Cluster) DockerHost() string { return c.dockerHost }
 
 // ownKubernetes and ownNomad tell whether we start that side ourselves.
 func (c *Cluster) ownKubernetes() bool { return c.opts.Kubeconfig == "" }
-func (c *Cluster) ownNomad() bool      { return c.opts.NomadAddress == "" }
+func (c *Cluster) ownNomad() bool      { return c.opts.NomadAddress == "" && !c.opts.NoNomad }
 
 // Up starts what does not run yet and returns when all of it is ready. When it
 // fails, what has started is left for inspection; [Cluster.Down] clears it.
@@ -115,7 +117,7 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("this needs root: Nomad makes network namespaces and mounts for pods. Run it with sudo")
 	}
-	if opts.NomadAddress == "" {
+	if opts.NomadAddress == "" || opts.OnPremNode {
 		if err := Prerequisites(ctx, opts, false, io.Discard); err != nil {
 			return nil, err
 		}
@@ -135,6 +137,9 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	}
 	if err := c.checkPorts(ctx); err != nil {
 		return nil, err
+	}
+	if opts.NoNomad {
+		return c, c.startKubernetes(ctx)
 	}
 	// The two sides know nothing of each other until nomad-kubelet joins them.
 	g, gctx := errgroup.WithContext(ctx)
@@ -205,7 +210,10 @@ func (c *Cluster) startKubernetes(ctx context.Context) error {
 	g.Go(func() error { return c.Start(gctx, ControllerManager) })
 	g.Go(func() error { return c.Start(gctx, Scheduler) })
 	g.Go(func() error { return c.applyObjects(gctx) })
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return c.startOnPremNode(ctx)
 }
 
 func (c *Cluster) startNomadSide(ctx context.Context) error {
@@ -270,6 +278,10 @@ func (c *Cluster) component(name string) (component, error) {
 		return component{c.nomadCommand, c.nomadReady, c.NomadAddress()}, nil
 	case NomadKubelet:
 		return component{c.providerCommand, c.providerReady, ""}, nil
+	case Containerd:
+		return component{c.containerdCommand, c.containerdReady, c.containerdSocket()}, nil
+	case Kubelet:
+		return component{c.kubeletCommand, c.kubeletReady, c.onPremAddress().String()}, nil
 	}
 	return component{}, fmt.Errorf("no component is called %q", name)
 }
@@ -337,7 +349,7 @@ func lookPath(name string) string {
 	return ""
 }
 
-var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadKubelet}
+var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadKubelet, Containerd, Kubelet}
 
 func (c *Cluster) anyRunning() bool {
 	for _, name := range components {

@@ -84,7 +84,17 @@ func (e *engine) importImage(ctx context.Context, name string, tar io.Reader, ch
 }
 
 func (e *engine) create(ctx context.Context, q url.Values, body io.Reader) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.base+"/images/create?"+q.Encode(), body)
+	return e.makeImages(ctx, "/images/create?"+q.Encode(), body)
+}
+
+// load takes over the images of an archive, as `docker save` makes them.
+func (e *engine) load(ctx context.Context, tar io.Reader) error {
+	return e.makeImages(ctx, "/images/load?quiet=1", tar)
+}
+
+// makeImages reads the progress to its end, since it carries the error.
+func (e *engine) makeImages(ctx context.Context, path string, body io.Reader) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.base+path, body)
 	if err != nil {
 		return err
 	}

@@ -27,8 +27,11 @@ func (c *Cluster) Down(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	try(c.stopOne(ctx, Kubelet))
 	try(c.stopOne(ctx, NomadKubelet))
-	try(c.stopJobs(ctx))
+	if !c.opts.NoNomad {
+		try(c.stopJobs(ctx))
+	}
 	try(c.forgetNodes(ctx))
 	if c.ownNomad() {
 		try(c.stopOne(ctx, Nomad))
@@ -42,6 +45,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 		try(c.clearNetwork())
 	}
 	try(c.clearMounts())
+	try(c.clearOnPremNode())
 	if c.ownNomad() {
 		c.clearFrame()
 	}

@@ -7,6 +7,7 @@ import (
 	"debug/elf"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"runtime"
@@ -79,6 +80,40 @@ func (c *Cluster) prepareImage(ctx context.Context, name string) (string, error)
 		return "", err
 	}
 	return "registry not reachable, made a stand-in of this machine's busybox", nil
+}
+
+// LoadImages puts the images of an archive, as `docker save` makes them, into
+// every engine of the cluster: Nomad's Docker, the real node's containerd.
+func (c *Cluster) LoadImages(ctx context.Context, archive string) error {
+	if c.opts.OnPremNode {
+		if err := c.ctr(ctx, "images", "import", archive); err != nil {
+			return err
+		}
+	}
+	if c.dockerHost == "" {
+		return nil
+	}
+	f, err := os.Open(archive)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := c.engine().load(ctx, f); err != nil {
+		return fmt.Errorf("load images of %s: %w", archive, err)
+	}
+	return nil
+}
+
+// ImageLabel is the value of a label of an image in Nomad's Docker; empty when
+// there is no such image.
+func (c *Cluster) ImageLabel(ctx context.Context, image, label string) string {
+	var out struct {
+		Config struct{ Labels map[string]string }
+	}
+	if c.dockerHost == "" || c.engine().do(ctx, http.MethodGet, "/images/"+image+"/json", nil, &out) != nil {
+		return ""
+	}
+	return out.Config.Labels[label]
 }
 
 // pauseScript keeps a pod's network namespace. As process 1 of a shared process

@@ -46,12 +46,12 @@ func otherClusters(dir string) []string {
 }
 
 // ours tells whether a process belongs to the cluster: by its mark, by a root
-// file system in our Docker's data, or as a container of one of our allocations.
+// file system in the data of our Docker or our containerd, or as a container of one of our allocations.
 func (c *Cluster) ours(pid int) bool {
 	if marked(pid, c.opts.Dir) {
 		return true
 	}
-	data := filepath.Join(c.opts.CacheDir, "docker")
+	data, onPrem := filepath.Join(c.opts.CacheDir, "docker"), c.onPremDir("containerd")
 	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
 	if err != nil {
 		return false
@@ -60,7 +60,7 @@ func (c *Cluster) ours(pid int) bool {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		if f := strings.Fields(lines.Text()); len(f) > 4 && f[4] == "/" {
-			return strings.Contains(lines.Text(), data+"/")
+			return strings.Contains(lines.Text(), data+"/") || strings.Contains(lines.Text(), onPrem+"/")
 		}
 	}
 	return false

@@ -25,18 +25,32 @@ func (c *Cluster) clearNetwork() error {
 			os.Remove(filepath.Join("/var/run/cni/nomad", e.Name()))
 		}
 	}
-	if _, err := net.InterfaceByName(c.bridge()); err == nil {
-		if out, err := exec.Command(lookPath("ip"), "link", "delete", c.bridge()).CombinedOutput(); err != nil {
-			return fmt.Errorf("delete bridge %s: %s", c.bridge(), strings.TrimSpace(string(out)))
-		}
-		c.say("  removed bridge %s", c.bridge())
+	if err := c.deleteBridge(c.bridge()); err != nil {
+		return err
 	}
+	c.clearFirewall(subnet)
+	return nil
+}
+
+func (c *Cluster) deleteBridge(name string) error {
+	if _, err := net.InterfaceByName(name); err != nil {
+		return nil
+	}
+	if out, err := exec.Command(lookPath("ip"), "link", "delete", name).CombinedOutput(); err != nil {
+		return fmt.Errorf("delete bridge %s: %s", name, strings.TrimSpace(string(out)))
+	}
+	c.say("  removed bridge %s", name)
+	return nil
+}
+
+// clearFirewall removes the rules that CNI made for the pods of a subnet.
+func (c *Cluster) clearFirewall(subnet *net.IPNet) {
 	n := 0
 	alone := len(otherClusters(c.opts.Dir)) == 0
 	for _, table := range []string{"nat", "filter"} {
 		save, err := exec.Command(lookPath("iptables-save"), "-t", table).Output()
 		if err != nil {
-			return nil // no iptables, so no rules either
+			return // no iptables, so no rules either
 		}
 		for _, args := range obsoleteRules(string(save), subnet, alone) {
 			if exec.Command(lookPath("iptables"), append([]string{"-w", "-t", table}, args...)...).Run() == nil {
@@ -47,7 +61,6 @@ func (c *Cluster) clearNetwork() error {
 	if n > 0 {
 		c.say("  removed %d firewall rules and chains", n)
 	}
-	return nil
 }
 
 var (

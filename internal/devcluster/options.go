@@ -49,6 +49,11 @@ type Options struct {
 	// NoDocker starts no engine and prepares no images: for the mock driver.
 	NoDocker bool `json:"noDocker,omitempty"`
 
+	// NoNomad starts the Kubernetes side alone.
+	NoNomad bool `json:"noNomad,omitempty"`
+	// OnPremNode adds a real node: containerd and a kubelet.
+	OnPremNode bool `json:"onPremNode,omitempty"`
+
 	// ACL switches Nomad's access control on; nomad-kubelet then gets a token
 	// with deploy/nomad/policy.hcl and nothing else.
 	ACL bool `json:"acl,omitempty"`
@@ -84,13 +89,15 @@ type Ports struct {
 	NomadHTTP, NomadRPC, NomadSerf                          int
 	// Kubelet is the first virtual node's; the next seven are free for others.
 	Kubelet int
+	// KubeletHealth is the real kubelet's; see [Options.OnPremNode].
+	KubeletHealth int
 }
 
 func portsFrom(base int) Ports {
 	return Ports{
 		Etcd: base, EtcdPeer: base + 1, APIServer: base + 2, ControllerManager: base + 3, Scheduler: base + 4,
 		NomadHTTP: base + 6, NomadRPC: base + 7, NomadSerf: base + 8,
-		Kubelet: base + 12,
+		Kubelet: base + 12, KubeletHealth: base + 9,
 	}
 }
 

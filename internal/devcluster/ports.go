@@ -44,8 +44,11 @@ func (c *Cluster) portsOf() []portOf {
 	if c.ownNomad() {
 		out = append(out, portOf{Nomad, c.Ports.NomadHTTP}, portOf{Nomad, c.Ports.NomadRPC}, portOf{Nomad, c.Ports.NomadSerf})
 	}
-	if !c.opts.NoNomadKubelet {
+	if !c.opts.NoNomadKubelet && !c.opts.NoNomad {
 		out = append(out, portOf{NomadKubelet, c.Ports.Kubelet})
+	}
+	if c.opts.OnPremNode {
+		out = append(out, portOf{Kubelet, c.Ports.KubeletHealth})
 	}
 	return out
 }

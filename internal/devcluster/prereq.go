@@ -11,43 +11,51 @@ import (
 	"strings"
 )
 
-// prerequisite is something the machine must have, and the Debian package that
+// Prerequisite is something the machine must have, and the Debian package that
 // brings it.
-type prerequisite struct {
-	what    string
-	pkg     string
-	present func() bool
+type Prerequisite struct {
+	What    string
+	Package string
+	Present func() bool
+}
+
+// Program is the prerequisite of a program on PATH or in a system directory.
+func Program(name, pkg string) Prerequisite {
+	return Prerequisite{name, pkg, program(name)}
 }
 
 func program(name string) func() bool {
 	return func() bool { return lookPath(name) != "" }
 }
 
-func prerequisites(ctx context.Context, o Options) []prerequisite {
-	list := []prerequisite{
+func prerequisites(ctx context.Context, o Options) []Prerequisite {
+	list := []Prerequisite{
 		{"iptables", "iptables", program("iptables")},
 		{"ip", "iproute2", program("ip")},
 		{"CNI plugins (in " + strings.Join(cniDirs, ", ") + ")", "containernetworking-plugins", func() bool { return findCNI() != "" }},
 	}
-	if !o.NoDocker {
+	if o.OnPremNode {
+		list = append(list, Prerequisite{"containerd", "containerd", program("containerd")}, Prerequisite{"runc", "runc", program("runc")})
+	}
+	if !o.NoDocker && !o.NoNomad {
 		list = append(list,
-			prerequisite{"Docker engine", "docker.io", func() bool {
+			Prerequisite{"Docker engine", "docker.io", func() bool {
 				return newEngine(systemDocker).ping(ctx) == nil || lookPath("dockerd") != ""
 			}},
-			prerequisite{"static busybox", "busybox-static", func() bool { _, err := StaticBusybox(); return err == nil }})
+			Prerequisite{"static busybox", "busybox-static", func() bool { _, err := StaticBusybox(); return err == nil }})
 	}
 	if !o.VMImage {
 		return list
 	}
-	list = append(list, prerequisite{"qemu", "qemu-system-x86", program("qemu-system-x86_64")})
+	list = append(list, Prerequisite{"qemu", "qemu-system-x86", program("qemu-system-x86_64")})
 	if exists(filepath.Join(o.CacheDir, "vm.img")) {
 		return list
 	}
 	return append(list,
-		prerequisite{"mkfs.fat", "dosfstools", program("mkfs.fat")},
-		prerequisite{"mcopy", "mtools", program("mcopy")},
-		prerequisite{"syslinux", "syslinux", program("syslinux")},
-		prerequisite{"syslinux boot code", "syslinux-common", func() bool { return exists("/usr/lib/syslinux/mbr/mbr.bin") }})
+		Prerequisite{"mkfs.fat", "dosfstools", program("mkfs.fat")},
+		Prerequisite{"mcopy", "mtools", program("mcopy")},
+		Prerequisite{"syslinux", "syslinux", program("syslinux")},
+		Prerequisite{"syslinux boot code", "syslinux-common", func() bool { return exists("/usr/lib/syslinux/mbr/mbr.bin") }})
 }
 
 // Prerequisites finds out what the machine lacks for opts. With install it
@@ -57,14 +65,19 @@ func Prerequisites(ctx context.Context, opts Options, install bool, out io.Write
 	if err := opts.complete(); err != nil {
 		return err
 	}
+	return Require(ctx, prerequisites(ctx, opts), install, out)
+}
+
+// Require is [Prerequisites] for a list of one's own.
+func Require(ctx context.Context, list []Prerequisite, install bool, out io.Writer) error {
 	var names, packages []string
-	for _, p := range prerequisites(ctx, opts) {
-		if p.present() {
+	for _, p := range list {
+		if p.Present() {
 			continue
 		}
-		names = append(names, p.what+" (package "+p.pkg+")")
-		if !slices.Contains(packages, p.pkg) {
-			packages = append(packages, p.pkg)
+		names = append(names, p.What+" (package "+p.Package+")")
+		if !slices.Contains(packages, p.Package) {
+			packages = append(packages, p.Package)
 		}
 	}
 	if len(packages) == 0 {
@@ -87,5 +100,5 @@ func Prerequisites(ctx context.Context, opts Options, install bool, out io.Write
 			return fmt.Errorf("apt-get %s: %w\n%w", args[0], err, missing)
 		}
 	}
-	return Prerequisites(ctx, opts, false, out)
+	return Require(ctx, list, false, out)
 }

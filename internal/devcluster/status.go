@@ -19,7 +19,8 @@ func (c *Cluster) started() []string {
 		case !c.ownKubernetes() && (name == Etcd || name == APIServer || name == ControllerManager || name == Scheduler),
 			!c.ownNomad() && (name == Docker || name == Nomad),
 			name == Docker && !c.ownDocker(), name == DockerProxy && !c.proxied(),
-			name == NomadKubelet && c.opts.NoNomadKubelet:
+			name == NomadKubelet && (c.opts.NoNomadKubelet || c.opts.NoNomad),
+			(name == Containerd || name == Kubelet) && !c.opts.OnPremNode:
 		default:
 			out = append(out, name)
 		}

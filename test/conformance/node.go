@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	deploynomad "github.com/nomad-kubelet/nomad-kubelet/deploy/nomad"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// The nodes that the suite is run on.
+const (
+	virtualNode = "virtual"
+	controlNode = "kubelet"
+)
+
+// place is where a run finds and leaves its things.
+type place struct {
+	root   string // the repository
+	binDir string
+	work   string // .dev/conformance
+}
+
+func (p place) nodeDir(node string) string { return filepath.Join(p.work, node) }
+
+// clusterOptions are the cluster whose only node is the one of that name.
+func (p place) clusterOptions(node string, out io.Writer) (devcluster.Options, error) {
+	opts := devcluster.Options{
+		Dir: filepath.Join(p.nodeDir(node), "cluster"), BinDir: p.binDir, Out: out,
+	}
+	if node == controlNode {
+		opts.PortBase, opts.NoNomad, opts.OnPremNode = 23100, true, true
+		return opts, nil
+	}
+	client, err := openClient(deploynomad.Client)
+	if err != nil {
+		return opts, err
+	}
+	opts.PortBase, opts.OwnDocker, opts.ClientHCL = 23000, true, client
+	opts.CacheDir = filepath.Join(p.work, "cache")
+	opts.Configure = func(c *config.Config) { openNode(&c.VirtualNodes[0]) }
+	return opts, nil
+}
+
+// openNode takes away what keeps ordinary pods off a virtual node: the suite's
+// pods tolerate nothing, and some want the host.
+func openNode(n *config.VirtualNode) {
+	n.Taints = &[]corev1.Taint{}
+	n.HostAccess = translate.HostAccess{
+		HostPaths: []string{"/"}, Privileged: true, HostNetwork: true, HostPID: true, HostIPC: true, HostPorts: true,
+		// No sysctls: a spec wants an unsafe one refused.
+		Capabilities: []string{"ALL"}, Unconfined: true,
+	}
+}
+
+var (
+	allowedCaps  = regexp.MustCompile(`allow_caps = \[[^\]]*\]`)
+	noPrivileged = regexp.MustCompile(`allow_privileged = false`)
+)
+
+// openClient is client.hcl with the same access opened on Nomad's side.
+func openClient(hcl string) (string, error) {
+	for _, change := range []struct {
+		from *regexp.Regexp
+		to   string
+	}{{allowedCaps, `allow_caps = ["all"]`}, {noPrivileged, `allow_privileged = true`}} {
+		if !change.from.MatchString(hcl) {
+			return "", fmt.Errorf("deploy/nomad/client.hcl: nothing in it reads %s", change.from)
+		}
+		hcl = change.from.ReplaceAllString(hcl, change.to)
+	}
+	return hcl, nil
+}
+
+// start brings the cluster of a node up, with the suite's images in its engine.
+// What an interrupted run has left is cleared first.
+func (p place) start(ctx context.Context, node string, images *archive, out io.Writer) (*devcluster.Cluster, error) {
+	opts, err := p.clusterOptions(node, out)
+	if err != nil {
+		return nil, err
+	}
+	if err := stopIn(ctx, opts.Dir); err != nil {
+		return nil, err
+	}
+	if err := devcluster.Prerequisites(ctx, opts, true, out); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(out, "Starting the cluster of the node %q\n", node)
+	c, err := devcluster.Up(ctx, opts)
+	if err != nil {
+		return c, err
+	}
+	if c.ImageLabel(ctx, images.probe, recipeLabel) == images.recipe {
+		return c, nil
+	}
+	fmt.Fprintln(out, "  loading the suite's images")
+	return c, c.LoadImages(ctx, images.file)
+}
+
+// stopIn stops the cluster of a directory, if there is one.
+func stopIn(ctx context.Context, dir string) error {
+	c, err := devcluster.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return c.Down(ctx)
+}
+
+// software is what a node runs, as its Node object says.
+type software struct {
+	Kubelet string `json:"kubelet"`
+	Runtime string `json:"runtime"`
+	Kernel  string `json:"kernel"`
+	OS      string `json:"os"`
+	Cores   int    `json:"cores"`
+}
+
+func softwareOf(ctx context.Context, c *devcluster.Cluster) (software, error) {
+	cfg, err := c.RESTConfig()
+	if err != nil {
+		return software{}, err
+	}
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return software{}, err
+	}
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return software{}, err
+	}
+	if len(nodes.Items) != 1 {
+		return software{}, fmt.Errorf("the cluster has %d nodes, not the one to measure", len(nodes.Items))
+	}
+	info := nodes.Items[0].Status.NodeInfo
+	return software{info.KubeletVersion, info.ContainerRuntimeVersion, info.KernelVersion, info.OSImage, runtime.NumCPU()}, nil
+}
