@@ -113,7 +113,7 @@ suite:
 	@$(MAKE) --no-print-directory -j2 $(SUITE_BINS) $(if $(filter virtual,$(NODE)),,bin/kubelet)
 
 .PHONY: test
-test: lint test-unit test-e2e ## Run all tests
+test: lint test-unit test-e2e conformance-short ## Run all tests
 
 .PHONY: clean
 clean: ## Remove what was built; run make demo-down first

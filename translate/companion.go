@@ -155,8 +155,11 @@ func (b *builder) companionTask() {
 func (b *builder) companionResources() *api.Resources {
 	r := &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)}
 	if b.memoryVolumesMB > 0 {
-		size := clampInt(b.memoryVolumesMB + 1) // what Nomad itself has there
-		r.SecretsMB, r.MemoryMB = new(size), new(companionMemoryMB+size)
+		// Nomad adds it to both bounds of the memory, a missing one included
+		// (scheduler/feasible/rank.go), and wants the memory to be no less.
+		size := clampInt(b.memoryVolumesMB)
+		memory := max(companionMemoryMB, size)
+		r.SecretsMB, r.MemoryMB, r.MemoryMaxMB = new(size), new(memory), new(memory)
 	}
 	return r
 }

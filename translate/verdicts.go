@@ -233,7 +233,7 @@ var verdicts = map[string]Verdict{
 	"volumes.downwardAPI.items.mode":                                  {Carried, ""},
 	"volumes.downwardAPI.items.path":                                  {Carried, ""},
 	"volumes.downwardAPI.items.resourceFieldRef.*":                    {Approximated, "what is reserved, where the container has no limit"},
-	"volumes.emptyDir.medium":                                         {Approximated, "Memory is reserved on the client, 64 MiB without sizeLimit, and nothing in it can be executed; without virtualNodes[].companionImage it is the container's own"},
+	"volumes.emptyDir.medium":                                         {Approximated, "Memory is reserved on the client, 32 MiB without sizeLimit, and nothing in it can be executed; without virtualNodes[].companionImage it is the container's own"},
 	"volumes.emptyDir.sizeLimit":                                      {Approximated, "enforced for Memory alone"},
 	"volumes.ephemeral.*":                                             {Refused, "persistent volumes are not there yet"},
 	"volumes.fc.*":                                                    {Refused, textVolume},

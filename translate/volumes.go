@@ -138,7 +138,7 @@ func (b *builder) emptyDir(v *volume, open []string) []string {
 }
 
 // memoryDefaultMB is the size of a memory volume that names none.
-const memoryDefaultMB = 64
+const memoryDefaultMB = 32
 
 // memoryVolume lies in the memory that the companion has for it.
 func (b *builder) memoryVolume(v *volume, limited bool) {

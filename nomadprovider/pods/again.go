@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -38,6 +39,9 @@ func (r retry) after(alloc string, now time.Time) retry {
 // not try again by itself.
 func unstartable(pod *corev1.Pod, alloc *api.Allocation) bool {
 	given := false
+	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && alloc.ClientTerminalStatus() {
+		given = slices.ContainsFunc(ts.Events, translate.StartFailure)
+	}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			ts := alloc.TaskStates[translate.TaskName(list[i].Name)]
@@ -66,6 +70,7 @@ func (c *Controller) startAgain(ctx context.Context, pod *corev1.Pod, entry allo
 		s.retry = s.retry.after(alloc.ID, c.Clock.Now())
 		r = s.retry
 	})
+	c.tellCompanion(pod, alloc)
 	f := c.facts(pod, alloc, "", nil)
 	f.Again, f.Tries = true, uint64(r.tries)
 	if err := c.report(ctx, pod, translate.Status(pod, alloc, f)); err != nil {

@@ -65,6 +65,10 @@ func change(st *corev1.ContainerStatus, was corev1.ContainerState) (note, bool) 
 		return note{corev1.EventTypeNormal, "Started", "Started container " + st.Name},
 			was.Running == nil || was.Running.StartedAt.Unix() != r.StartedAt.Unix()
 	}
+	if t := st.State.Terminated; t != nil && !t.StartedAt.IsZero() && was.Running == nil && was.Terminated == nil {
+		// It ended before it was told of.
+		return note{corev1.EventTypeNormal, "Started", "Started container " + st.Name}, true
+	}
 	w := st.State.Waiting
 	if w == nil || was.Waiting != nil && was.Waiting.Reason == w.Reason && was.Waiting.Message == w.Message {
 		return note{}, false

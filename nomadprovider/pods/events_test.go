@@ -19,7 +19,9 @@ func TestChanges(t *testing.T) {
 		was, now corev1.ContainerState
 		want     []note
 	}{
-		"first start":      {waits("ContainerCreating", ""), runs(1), []note{{"Normal", "Started", "Started container c"}}},
+		"first start": {waits("ContainerCreating", ""), runs(1), []note{{"Normal", "Started", "Started container c"}}},
+		"ends at once": {waits("ContainerCreating", ""), corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{StartedAt: metav1.Unix(1, 0)}},
+			[]note{{"Normal", "Started", "Started container c"}}},
 		"runs on":          {runs(1), runs(1), nil},
 		"started again":    {runs(1), runs(2), []note{{"Normal", "Started", "Started container c"}}},
 		"creating":         {corev1.ContainerState{}, waits("ContainerCreating", ""), nil},

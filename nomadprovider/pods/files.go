@@ -91,7 +91,7 @@ func (c *Controller) tellCompanion(pod *corev1.Pod, alloc *api.Allocation) {
 	if alloc == nil {
 		return
 	}
-	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "pending" && len(ts.Events) > 0 {
+	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State != "running" && ts.StartedAt.IsZero() {
 		for _, e := range ts.Events {
 			if translate.StartFailure(e) {
 				c.tellMount(pod, "the pod's companion does not start (virtualNodes[].companionImage): "+e.DisplayMessage)

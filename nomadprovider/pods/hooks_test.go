@@ -215,3 +215,27 @@ func TestSidecarsEndLastInReverse(t *testing.T) {
 	// The last one ends with the job.
 	step("two", "DELETE job/"+jobID)
 }
+
+// A companion that cannot be made is told of, and tried again as nothing of the
+// pod has run.
+func TestCompanionThatCannotStart(t *testing.T) {
+	r := newRoom(t)
+	pod := r.pod(nil)
+	failed := &api.TaskState{State: "dead", Failed: true, Events: []*api.TaskEvent{
+		{Type: api.TaskDriverFailure, Time: epoch.UnixNano(), DisplayMessage: "no such runtime"},
+	}}
+	e := entry("failed", tasks{"web": {State: "dead"}, translate.CompanionTask: failed})
+	if again := r.follows(pod, e); again != 10*time.Second {
+		t.Errorf("look again in %s", again)
+	}
+	r.event("Warning FailedMount the pod's companion does not start (virtualNodes[].companionImage): no such runtime")
+	if w := r.read(pod).Status.ContainerStatuses[0].State.Waiting; w == nil || w.Reason != "ContainerCreating" {
+		t.Errorf("%+v", r.read(pod).Status)
+	}
+	r.nomad.take()
+	r.clock.Step(10 * time.Second)
+	r.follows(pod, e)
+	if asked := r.nomad.take(); !slices.Contains(asked, "DELETE job/"+jobID+" purge") {
+		t.Errorf("asked %q", asked)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -161,5 +162,29 @@ func TestHostsFile(t *testing.T) {
 	}
 	if got, _, _ = execIn(t, p, "own", nil, "cat", "/etc/hosts"); got != "192.0.2.9 mine\n" {
 		t.Errorf("the volume shows %q", got)
+	}
+}
+
+// A volume in memory is memory, shared by the pod's containers, bounded, and
+// outlives them.
+func TestMemoryVolume(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	size := resource.MustParse("8Mi")
+	p := create(t, kube, ns, pod("memory", `grep " /m " /proc/mounts >> /m/log; [ $(wc -l < /m/log) -ge 2 ] && sleep 600; sleep 0.2; exit 1`,
+		restart(corev1.RestartPolicyAlways), func(p *corev1.Pod) {
+			p.Spec.Containers = append(p.Spec.Containers, container("other", "sleep 600"))
+			p.Spec.Volumes = []corev1.Volume{{Name: "m", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &size}}}}
+			for i := range p.Spec.Containers {
+				p.Spec.Containers[i].VolumeMounts = []corev1.VolumeMount{{Name: "m", MountPath: "/m"}}
+			}
+		}))
+	p = await(t, kube, p, 60*time.Second, "restarted and ready", func(p *corev1.Pod) bool { return status(p, "c").RestartCount == 1 && ready(p) })
+	got, _, _ := execIn(t, p, "other", nil, "cat", "/m/log")
+	if lines := strings.Split(strings.TrimSpace(got), "\n"); len(lines) != 2 || !strings.HasPrefix(lines[0], "tmpfs /m tmpfs") {
+		t.Errorf("the other container reads %q", got)
+	}
+	if _, msg, code := execIn(t, p, "other", nil, "dd", "if=/dev/zero", "of=/m/big", "bs=1M", "count=20"); code == 0 || !strings.Contains(msg, "No space left") {
+		t.Errorf("20 MiB fit into 8: %q", msg)
 	}
 }

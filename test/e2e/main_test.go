@@ -65,7 +65,7 @@ func run(m *testing.M) int {
 	opts.CacheDir = filepath.Join(binDir(), "..", ".dev", "test-cache")
 	opts.Out = os.Stdout
 	opts.Configure = func(c *config.Config) {
-		c.VirtualNodes[0].HostAccess.HostPaths = []string{"/tmp/nke2e-allowed"}
+		allowDiary(c)
 		c.VirtualNodes[0].HostAccess.HostPorts = true
 		second := c.VirtualNodes[0]
 		second.Name, second.Labels = secondNode, map[string]string{"example.com/second": "yes"}
@@ -99,6 +99,11 @@ func run(m *testing.M) int {
 		saveLogs(cluster)
 	}
 	return code
+}
+
+// allowDiary lets pods write where the tests read.
+func allowDiary(c *config.Config) {
+	c.VirtualNodes[0].HostAccess.HostPaths = []string{"/tmp/nke2e-allowed"}
 }
 
 func fail(err error) int {
