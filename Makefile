@@ -22,7 +22,7 @@ NOMAD := 1.11.3
 CONSUL := 1.21.0
 
 # Where several goroutines meet; run once more with the race detector.
-CONCURRENT := ./nomadprovider/pods ./nomadprovider/probes ./nomadprovider/prober ./nomadprovider/taskexec ./nomadprovider/allocs ./nomadprovider/projection ./nomadprovider/companion ./internal/nomadstream
+CONCURRENT := ./nomadprovider/pods ./nomadprovider/probes ./nomadprovider/prober ./nomadprovider/taskexec ./nomadprovider/allocs ./nomadprovider/projection ./nomadprovider/companion ./nomadprovider/dockerproxy ./internal/nomadstream
 
 # A Go build says nothing for minutes; -v names each package as it is compiled,
 # which is too much. One line for each hundred is about right.
