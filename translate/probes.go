@@ -40,7 +40,7 @@ func ProbeTask(has func(task string) bool) string {
 // its startup probe has succeeded (pkg/kubelet/kuberuntime, which starts the
 // next init container once Started is true).
 func HoldsOthers(c *corev1.Container, driver string, task bool) bool {
-	return sidecar(c) && ProbeRuns(c.StartupProbe, driver, task)
+	return Sidecar(c) && ProbeRuns(c.StartupProbe, driver, task)
 }
 
 // LastHolds says whether the main containers wait behind their gates for the

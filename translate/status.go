@@ -262,7 +262,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 	if st.State.Running != nil {
 		p, probed := v.facts.Probed[task]
 		*st.Started = !probed || p.Started
-		st.Ready = (!init || sidecar(c)) && (!probed || p.Started && p.Ready)
+		st.Ready = (!init || Sidecar(c)) && (!probed || p.Started && p.Ready)
 		st.ImageID = st.Image
 	}
 	// An init container that has ended well is ready, as the kubelet reports it.

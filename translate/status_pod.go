@@ -9,8 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// sidecar says whether an init container is a native sidecar.
-func sidecar(c *corev1.Container) bool {
+// Sidecar says whether an init container is a native sidecar.
+func Sidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
@@ -28,7 +28,7 @@ func initialized(pod *corev1.Pod, s *corev1.PodStatus) bool {
 	}
 	for i := range pod.Spec.InitContainers {
 		st := &s.InitContainerStatuses[i]
-		if sidecar(&pod.Spec.InitContainers[i]) {
+		if Sidecar(&pod.Spec.InitContainers[i]) {
 			if st.State.Running == nil && st.State.Terminated == nil || st.State.Running != nil && !started(st) {
 				return false
 			}
@@ -50,7 +50,7 @@ func phase(pod *corev1.Pod, s *corev1.PodStatus) corev1.PodPhase {
 	for i := range pod.Spec.InitContainers {
 		c := &pod.Spec.InitContainers[i]
 		t := s.InitContainerStatuses[i].State.Terminated
-		if t == nil || t.ExitCode == 0 || sidecar(c) {
+		if t == nil || t.ExitCode == 0 || Sidecar(c) {
 			continue
 		}
 		if !RestartsAfter(pod, c, true, t.ExitCode) {
@@ -247,7 +247,7 @@ func unreadyNames(statuses []corev1.ContainerStatus) []string {
 func unreadySidecars(pod *corev1.Pod, s *corev1.PodStatus) []string {
 	var names []string
 	for i := range s.InitContainerStatuses {
-		if sidecar(&pod.Spec.InitContainers[i]) && !s.InitContainerStatuses[i].Ready {
+		if Sidecar(&pod.Spec.InitContainers[i]) && !s.InitContainerStatuses[i].Ready {
 			names = append(names, s.InitContainerStatuses[i].Name)
 		}
 	}

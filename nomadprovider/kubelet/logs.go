@@ -213,28 +213,21 @@ func (s *Server) ended(t *target) bool {
 	return !restarts(now, now.status.State.Terminated.ExitCode)
 }
 
-// restarts tells whether a container that ended with a code is started again
-// (pkg/kubelet/container/helpers.go, ShouldContainerBeRestarted).
+// restarts tells whether a container that ended with a code is started again.
 func restarts(t *target, code int32) bool {
 	if t.pod.DeletionTimestamp != nil || t.ephemeral {
 		return false
 	}
-	policy := t.pod.Spec.RestartPolicy
+	list := t.pod.Spec.Containers
 	if t.init {
-		for _, c := range t.pod.Spec.InitContainers {
-			if c.Name == t.container && c.RestartPolicy != nil {
-				return *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-			}
+		list = t.pod.Spec.InitContainers
+	}
+	for i := range list {
+		if list[i].Name == t.container {
+			return translate.RestartsAfter(t.pod, &list[i], t.init, code)
 		}
-		return code != 0 && policy != corev1.RestartPolicyNever
 	}
-	switch policy {
-	case corev1.RestartPolicyNever:
-		return false
-	case corev1.RestartPolicyOnFailure:
-		return code != 0
-	}
-	return true
+	return false
 }
 
 // logError turns Nomad's answer into one for the user.

@@ -107,7 +107,7 @@ func (c *Controller) initDone(pod *corev1.Pod, alloc *api.Allocation, i int) boo
 	if ts == nil {
 		return false
 	}
-	if isSidecar(ct) {
+	if translate.Sidecar(ct) {
 		return (ts.State == "running" || !ts.StartedAt.IsZero()) && c.hasStarted(pod, alloc, ct)
 	}
 	return ts.State == "dead" && !ts.Failed

@@ -217,16 +217,11 @@ func endNext(pod *corev1.Pod, alloc *api.Allocation) (out []*corev1.Container) {
 
 func runningSidecars(pod *corev1.Pod, alloc *api.Allocation) (out []*corev1.Container) {
 	for i := range pod.Spec.InitContainers {
-		if ct := &pod.Spec.InitContainers[i]; isSidecar(ct) && taskRuns(alloc, ct) {
+		if ct := &pod.Spec.InitContainers[i]; translate.Sidecar(ct) && taskRuns(alloc, ct) {
 			out = append(out, ct)
 		}
 	}
 	return out
-}
-
-// isSidecar says whether an init container is one.
-func isSidecar(ct *corev1.Container) bool {
-	return ct.RestartPolicy != nil && *ct.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 func taskRuns(alloc *api.Allocation, ct *corev1.Container) bool {

@@ -74,7 +74,7 @@ func probeTask(alloc *api.Allocation) string {
 func probedContainers(pod *corev1.Pod) []*corev1.Container {
 	var out []*corev1.Container
 	for i := range pod.Spec.InitContainers {
-		if c := &pod.Spec.InitContainers[i]; isSidecar(c) {
+		if c := &pod.Spec.InitContainers[i]; translate.Sidecar(c) {
 			out = append(out, c)
 		}
 	}
