@@ -55,7 +55,6 @@ func VerdictFor(path string) (Verdict, bool) {
 const (
 	textHost    = "where virtualNodes[].hostAccess allows it; refused elsewhere"
 	textNotYet  = "not there yet"
-	textNotRun  = "not run yet; a note says so"
 	textHook    = "containers after it do not wait for it"
 	textProbe   = "commands by Nomad's exec, the others from the companion within the pod's network; not run, with a note, where there is no companion"
 	textWindows = "Windows containers are not supported"

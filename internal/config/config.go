@@ -111,8 +111,9 @@ type VirtualNode struct {
 	ClusterDNS      []string             `json:"clusterDNS,omitempty"`
 	ClusterDomain   string               `json:"clusterDomain,omitempty"`
 	HostAccess      translate.HostAccess `json:"hostAccess,omitempty"`
-	// CompanionImage is the image of cmd/companion, which VM pods have beside
-	// them; empty: VM pods run without.
+	// CompanionImage is the image of cmd/companion, which pods have beside them
+	// whose volumes, network probes, httpGet hooks or VM ask for it. Empty: they
+	// run without, and a note tells what is left out.
 	CompanionImage string `json:"companionImage,omitempty"`
 	// Runtimes is the driver table by RuntimeClass name; rows given here are
 	// added to the built-in ones ("" is docker, "nomad-vm" is qemu) or replace
