@@ -60,6 +60,51 @@ func HookRuns(h *corev1.LifecycleHandler, driver string) bool {
 	return h != nil && h.TCPSocket == nil && driver != driverQemu && driver != driverMock
 }
 
+// Order says which of a pod's containers wait for others beyond what Nomad makes
+// them wait for: its prestart tasks all start at once, and so do the main ones
+// when those that do not stay have ended and the sidecars run. The kubelet
+// (pkg/kubelet/kuberuntime, computePodActions and startContainer) starts one
+// init container after the other, the next one after a sidecar once that has
+// passed its startup probe, and nothing before the postStart hook of what
+// started before it has ended.
+type Order struct {
+	Pod    *corev1.Pod
+	Driver string
+	// ProbeTask says that the pod has a task from which its network is probed;
+	// Files, that its containers wait for a companion to write their volumes.
+	ProbeTask, Files bool
+}
+
+// Closed says whether a container starts behind a closed gate; init containers
+// are counted first.
+func (o Order) Closed(i int) bool {
+	inits := len(o.Pod.Spec.InitContainers)
+	if i < inits {
+		return i > 0 || o.Files
+	}
+	before := o.Pod.Spec.Containers[:i-inits]
+	return o.Files && inits == 0 || inits > 0 && o.HoldsNext(inits-1) ||
+		slices.ContainsFunc(before, func(c corev1.Container) bool { return o.postStart(&c) })
+}
+
+// HoldsNext says whether what starts after a container, counted as by
+// [Order.Closed], waits for its startup probe or its postStart hook.
+func (o Order) HoldsNext(i int) bool {
+	if inits := len(o.Pod.Spec.InitContainers); i >= inits {
+		return o.postStart(&o.Pod.Spec.Containers[i-inits])
+	}
+	c := &o.Pod.Spec.InitContainers[i]
+	return Sidecar(c) && (ProbeRuns(c.StartupProbe, o.Driver, o.ProbeTask) || o.postStart(c))
+}
+
+func (o Order) postStart(c *corev1.Container) bool {
+	return c.Lifecycle != nil && HookRuns(c.Lifecycle.PostStart, o.Driver)
+}
+
+func (b *builder) order() Order {
+	return Order{Pod: b.pod, Driver: b.row.Driver, ProbeTask: b.probesFromTask(), Files: b.writesFiles}
+}
+
 // restart writes the task's restart policy and gate.
 //
 // A main or prestart task that fails for good takes its siblings with it,
@@ -133,8 +178,7 @@ func (b *builder) gate(c *container) {
 	hold := fmt.Sprintf(`{{ with nomadVar %q }}{{ if eq .%s.Value %q }}{{ with nomadVar %q }}{{ end }}{{ end }}{{ end }}`,
 		path, GateItem, GateHold, ghost)
 	data := fmt.Sprintf(`{{ if nomadVarExists %q }}%s{{ end }}`, path, hold)
-	if c.init && !c.first || b.writesFiles && (c.init || len(b.pod.Spec.InitContainers) == 0) ||
-		!c.init && LastHolds(b.pod, b.row.Driver, b.probesFromTask()) {
+	if b.order().Closed(c.index) {
 		// Without the guard the task waits for its gate to exist.
 		data = hold
 		b.closed = append(b.closed, c.task.Name)

@@ -49,7 +49,7 @@ type container struct {
 	init bool
 	// sidecar is an init container that stays: restartPolicy Always.
 	sidecar bool
-	first   bool // of its kind
+	index   int // among all, init containers first
 	// config is the driver configuration under construction.
 	config map[string]any
 	env    *environment
@@ -227,13 +227,13 @@ func (b *builder) containers() []*container {
 	for i := range b.pod.Spec.InitContainers {
 		c := &b.pod.Spec.InitContainers[i]
 		out = append(out, &container{
-			Container: c, path: "spec.initContainers[" + c.Name + "]", init: true, first: i == 0,
+			Container: c, path: "spec.initContainers[" + c.Name + "]", init: true, index: i,
 			sidecar: c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways,
 		})
 	}
 	for i := range b.pod.Spec.Containers {
 		c := &b.pod.Spec.Containers[i]
-		out = append(out, &container{Container: c, path: "spec.containers[" + c.Name + "]", first: i == 0})
+		out = append(out, &container{Container: c, path: "spec.containers[" + c.Name + "]", index: len(b.pod.Spec.InitContainers) + i})
 	}
 	return out
 }

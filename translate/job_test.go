@@ -257,6 +257,36 @@ func FuzzJob(f *testing.F) {
 	})
 }
 
+// Where the image's user decides, the docker proxy looks at it: the pod goes to
+// a client that has it, once, and the container says what is asked for.
+func TestImageUser(t *testing.T) {
+	pod := podWith(func(p *corev1.Pod, c *corev1.Container) {
+		p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsNonRoot: new(true), RunAsGroup: new(int64(3000))}
+		p.Spec.Containers = append(p.Spec.Containers, *c.DeepCopy())
+		p.Spec.Containers[1].Name = "d"
+	})
+	in := testInputs()
+	var refused *RefusedError
+	if _, err := Job(pod, in); !errors.As(err, &refused) || len(refused.Refusals) != 4 || !strings.Contains(err.Error(), "docker proxy") {
+		t.Errorf("without the proxy: %v", err)
+	}
+	in.Node.DockerProxy = true
+	res, err := Job(pod, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := res.Job.Constraints; len(c) != 1 || c[0].LTarget != "${attr.driver.docker.version}" || c[0].RTarget != `\+nomad-kubelet$` {
+		t.Errorf("constraints %v", c)
+	}
+	for _, task := range res.Job.TaskGroups[0].Tasks {
+		labels := task.Config["labels"].([]map[string]any)[0]
+		who := `pod: "p_ns(0b5e0d5c-0000-4000-8000-000000000000)", container: ` + task.Name
+		if task.User != "" || labels[LabelNonRoot] != who || labels[LabelGroup] != "3000" {
+			t.Errorf("user %q, labels %v", task.User, labels)
+		}
+	}
+}
+
 func TestDashedNames(t *testing.T) {
 	task := mustTask(t, podWith(func(_ *corev1.Pod, c *corev1.Container) {
 		c.Env = []corev1.EnvVar{{Name: "with-dash", Value: "x"}}

@@ -36,21 +36,6 @@ func ProbeTask(has func(task string) bool) string {
 	return ""
 }
 
-// HoldsOthers says whether a sidecar holds back what is to start after it until
-// its startup probe has succeeded (pkg/kubelet/kuberuntime, which starts the
-// next init container once Started is true).
-func HoldsOthers(c *corev1.Container, driver string, task bool) bool {
-	return Sidecar(c) && ProbeRuns(c.StartupProbe, driver, task)
-}
-
-// LastHolds says whether the main containers wait behind their gates for the
-// startup probe of the last init container. Nomad itself lets them wait for
-// sidecars to run and for the others to end.
-func LastHolds(pod *corev1.Pod, driver string, task bool) bool {
-	n := len(pod.Spec.InitContainers)
-	return n > 0 && HoldsOthers(&pod.Spec.InitContainers[n-1], driver, task)
-}
-
 // ProbeCommand is the command of an exec probe, with $(NAME) expanded from what
 // the container's env gives as it stands; the rest is left as it is
 // (pkg/kubelet/container/helpers.go, ExpandContainerCommandOnlyStatic).

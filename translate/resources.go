@@ -53,7 +53,7 @@ func (b *builder) resources(c *container) {
 
 // overheadFor reports whether c is the container that carries the pod's overhead.
 func (b *builder) overheadFor(c *container) bool {
-	return !c.init && c.first && len(b.pod.Spec.Overhead) > 0
+	return c.index == len(b.pod.Spec.InitContainers) && len(b.pod.Spec.Overhead) > 0
 }
 
 // milliCPU is the request, or the limit where there is none, as the API

@@ -3,10 +3,12 @@ package translate
 import (
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/hashicorp/nomad/api"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -52,8 +54,10 @@ func (b *builder) user(c *container) {
 		c.task.User = fmt.Sprintf("%d:%d", *user, *group)
 	case user != nil:
 		c.task.User = strconv.FormatInt(*user, 10)
+	case group != nil && b.knowsImageUsers(c):
+		b.label(c, LabelGroup, strconv.FormatInt(*group, 10))
 	case group != nil:
-		b.refuse(field+".runAsGroup", "needs the user too, since the image's user is not known here: set runAsUser")
+		b.refuse(field+".runAsGroup", "needs the user too, since the image's user is not known here: set runAsUser, or give the clients the docker proxy")
 	}
 	nonRoot := b.pod.Spec.SecurityContext != nil && isTrue(b.pod.Spec.SecurityContext.RunAsNonRoot)
 	if s := c.SecurityContext; s != nil && s.RunAsNonRoot != nil {
@@ -61,13 +65,54 @@ func (b *builder) user(c *container) {
 	}
 	switch {
 	case !nonRoot:
+	case user == nil && b.knowsImageUsers(c):
+		b.label(c, LabelNonRoot, b.called(c))
 	case user == nil:
-		b.refuse(field+".runAsNonRoot", "container has runAsNonRoot and the image's user cannot be verified on Nomad: set runAsUser")
+		b.refuse(field+".runAsNonRoot", "container has runAsNonRoot and the image's user cannot be verified here: set runAsUser, or give the clients the docker proxy")
 	case *user == 0:
 		// The kubelet waits for a change of mind (kuberuntime/security_context_others.go).
-		b.miss("container's runAsUser breaks non-root policy (pod: %q, container: %s)",
-			b.pod.Name+"_"+b.pod.Namespace+"("+string(b.pod.UID)+")", c.Name)
+		b.miss("container's runAsUser breaks non-root policy (%s)", b.called(c))
 	}
+}
+
+// called names a container as the kubelet's messages do.
+func (b *builder) called(c *container) string {
+	return fmt.Sprintf("pod: %q, container: %s", b.pod.Name+"_"+b.pod.Namespace+"("+string(b.pod.UID)+")", c.Name)
+}
+
+// The labels of a container that the docker proxy reads, and how clients tell
+// that they have it; see nomadprovider/dockerproxy.
+const (
+	LabelNonRoot           = "nomad-kubelet.io/run-as-non-root"
+	LabelGroup             = "nomad-kubelet.io/run-as-group"
+	DockerVersionAttribute = "driver.docker.version"
+	DockerProxyMark        = "+nomad-kubelet"
+)
+
+// knowsImageUsers says whether there are clients that look at an image's user
+// before they make a container, and sees to it that the pod gets to one of them.
+func (b *builder) knowsImageUsers(c *container) bool {
+	if c.task.Driver != driverDocker || !b.in.Node.DockerProxy && !b.in.Offline {
+		return false
+	}
+	only := api.Constraint{LTarget: "${attr." + DockerVersionAttribute + "}", Operand: "regexp", RTarget: regexp.QuoteMeta(DockerProxyMark) + "$"}
+	for _, have := range b.job.Constraints {
+		if *have == only {
+			return true
+		}
+	}
+	b.job.Constraints = append(b.job.Constraints, &only)
+	return true
+}
+
+// label puts a label onto the container.
+func (b *builder) label(c *container, name, value string) {
+	labels, ok := c.config["labels"].([]map[string]any)
+	if !ok {
+		labels = []map[string]any{{}}
+		c.config["labels"] = labels
+	}
+	labels[0][name] = escapeHCL(value)
 }
 
 // security carries the security contexts into a docker-shaped configuration.

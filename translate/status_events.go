@@ -12,6 +12,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// nonRootRule begins what the docker proxy says of an image that does not keep it.
+const nonRootRule = "container has runAsNonRoot"
+
 // startFailure names a failed start in the kubelet's terms.
 func startFailure(c *corev1.Container, e *api.TaskEvent, tries uint64) *corev1.ContainerStateWaiting {
 	msg := eventMessage(e)
@@ -23,6 +26,8 @@ func startFailure(c *corev1.Container, e *api.TaskEvent, tries uint64) *corev1.C
 			return &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: fmt.Sprintf("Back-off pulling image %q: %s", c.Image, msg)}
 		}
 		return &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: msg}
+	case strings.Contains(msg, nonRootRule):
+		return &corev1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: msg[strings.Index(msg, nonRootRule):]}
 	case e.Type == api.TaskSetupFailure, e.Type == api.TaskFailedValidation, strings.Contains(lower, "failed to parse config"):
 		return &corev1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: msg}
 	case strings.Contains(lower, "failed to create container"):

@@ -161,6 +161,7 @@ func TestStatusOfFailedStarts(t *testing.T) {
 		{api.TaskFailedValidation, "x", 1, "CreateContainerConfigError"},
 		{api.TaskDriverFailure, "failed to parse config: x", 1, "CreateContainerConfigError"},
 		{api.TaskDriverFailure, "Failed to create container configuration", 1, "CreateContainerError"},
+		{api.TaskDriverFailure, "container has runAsNonRoot and image will run as root (pod: x)", 1, "CreateContainerConfigError"},
 		{api.TaskDriverFailure, "exec: no such file", 1, "RunContainerError"},
 		{taskHookFailed, "dispatch: x", 1, "RunContainerError"},
 	} {

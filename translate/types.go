@@ -100,6 +100,9 @@ type NodeProfile struct {
 	// MemoryOversubscription says whether Nomad honours memory_max, which is
 	// what lets a memory limit differ from the request.
 	MemoryOversubscription bool
+	// DockerProxy says that clients of the pool have the proxy before their Docker
+	// engine that knows the users of images (nomadprovider/dockerproxy).
+	DockerProxy bool
 	// DefaultMemoryMB is reserved for a container that names neither a memory
 	// request nor a limit.
 	DefaultMemoryMB int

@@ -11,6 +11,12 @@
 //     end of the output is lost, and long calls cost dearly. The proxy answers
 //     once the output has been delivered.
 //
+// It also knows what the driver does not ask for: the user of an image. A container
+// that is not to run as root without being told as whom (runAsNonRoot without
+// runAsUser), or that is told its group alone, says so by a label, and the proxy
+// checks or completes it before the engine makes it. That a client has the proxy
+// shows in the version that its docker driver reports.
+//
 // All else passes through as it is. It is optional: without it pods run with
 // those faults. Like the engine itself it must stay up: the driver takes the end
 // of its connection for the end of its containers.

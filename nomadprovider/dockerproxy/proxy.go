@@ -30,6 +30,8 @@ const (
 // The requests that matter, with or without a version before them.
 var (
 	containerPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/([^/]+)/(logs|wait)$`)
+	createPath    = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/create$`)
+	versionPath   = regexp.MustCompile(`^(?:/v[0-9.]+)?/version$`)
 	execPath      = regexp.MustCompile(`^(?:/v[0-9.]+)?/exec/([^/]+)/(start|json)$`)
 )
 
@@ -55,7 +57,9 @@ func New(socket string, log hclog.Logger) *Proxy {
 			Transport:     engine,
 			FlushInterval: -1,
 			Rewrite:       func(r *httputil.ProxyRequest) { address(r.Out) },
-			ErrorLog:      log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+			// Of the requests that pass.
+			ModifyResponse: mark,
+			ErrorLog:       log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 		},
 	}
 }
@@ -73,6 +77,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case r.URL.Query().Get("follow") != "":
 			defer p.logs.begin(id)()
 		}
+	}
+	if createPath.MatchString(r.URL.Path) {
+		p.create(w, r)
+		return
 	}
 	if m := execPath.FindStringSubmatch(r.URL.Path); m != nil {
 		id := m[1]

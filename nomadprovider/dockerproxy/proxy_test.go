@@ -3,6 +3,8 @@ package dockerproxy
 import (
 	"bufio"
 	"context"
+	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -37,6 +39,17 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
 		in, _ := io.ReadAll(buf) // to the end of the input, which is not the end of the output
 		_, _ = conn.Write(append([]byte("got "), in...))
+	case strings.HasPrefix(r.URL.Path, "/images/"):
+		image, _ := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/images/"), "/json")
+		if image == "none" {
+			refuse(w, http.StatusNotFound, errors.New("No such image"))
+			return
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"Config": map[string]string{"User": image[strings.LastIndex(image, "/")+1:]}})
+	case strings.HasSuffix(r.URL.Path, "/version"):
+		_, _ = io.WriteString(w, `{"Version":"20.10.24","Os":"linux"}`)
+	case strings.HasSuffix(r.URL.Path, "/containers/create"):
+		_, _ = io.Copy(w, r.Body)
 	default:
 		_, _ = io.WriteString(w, r.Method+" "+r.URL.String()+" "+r.Host)
 	}
@@ -95,7 +108,7 @@ func later(resp *http.Response) chan string {
 
 func TestPassesThrough(t *testing.T) {
 	_, _, c := start(t)
-	if got := <-later(get(t, c, "POST", "/v1.41/containers/create?name=a%2Fb")); got != "POST /v1.41/containers/create?name=a%2Fb docker" {
+	if got := <-later(get(t, c, "POST", "/v1.41/networks/create?name=a%2Fb")); got != "POST /v1.41/networks/create?name=a%2Fb docker" {
 		t.Error(got)
 	}
 }

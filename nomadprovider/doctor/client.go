@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // client checks one Nomad client: by what it has reported of itself, and by
@@ -73,6 +75,13 @@ func (d *Doctor) drivers(r *Report, where string, c poolClient) {
 			continue
 		}
 		r.ok(where, "driver docker", version+", volumes on")
+		if !strings.Contains(version, translate.DockerProxyMark) {
+			r.add(Check{Where: where, What: "docker proxy", Result: Warn, Found: "not there",
+				Breaks: "logs of containers that end at once are cut off; runAsNonRoot and runAsGroup need runAsUser; network probes cost 1.4 % of a core a pod",
+				Remedy: "companion docker-proxy before Nomad on that machine: docs/operations.md, The docker proxy"})
+		} else {
+			r.ok(where, "docker proxy", version)
+		}
 	}
 }
 

@@ -181,6 +181,9 @@ func TestClientFaults(t *testing.T) {
 		"MHz": {func(c, _ map[string]any) {
 			c["NodeResources"] = map[string]any{"Cpu": map[string]any{"CpuShares": 9000, "TotalCpuCores": 4}}
 		}, "CPU scale", Warn, "cpu_total_compute = 4000"},
+		"no proxy": {func(_, _ map[string]any) {}, "docker proxy", Warn, "companion docker-proxy"},
+		"proxy":    {func(_, a map[string]any) { a["driver.docker.version"] = "20.10.24+nomad-kubelet" }, "docker proxy", OK, "20.10.24"},
+		"no image": {func(_, _ map[string]any) {}, "companion image", Warn, "companionImage"},
 		"no qemu":  {func(c, _ map[string]any) { delete(c["Drivers"].(map[string]any), "qemu") }, "driver qemu", Warn, "qemu-system-x86"},
 		"draining": {func(c, _ map[string]any) { c["SchedulingEligibility"] = "ineligible" }, "clients", Fail, "eligibility -enable"},
 	} {

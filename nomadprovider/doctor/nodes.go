@@ -43,6 +43,7 @@ func (d *Doctor) virtualNodes(ctx context.Context, r *Report) []poolClient {
 			continue
 		}
 		d.placeable(r, where, vn, clients)
+		companion(r, where, vn)
 		for _, c := range clients {
 			if !seen[c.ID] && c.Status != api.NodeStatusDown {
 				seen[c.ID] = true
@@ -184,6 +185,17 @@ func driverRemedy(driver string) string {
 		return "install qemu on the clients (apt-get install qemu-system-x86), then restart Nomad"
 	}
 	return "nomad node status -verbose ID"
+}
+
+// companion cannot be looked for: only the clients reach its registry.
+func companion(r *Report, where string, vn config.VirtualNode) {
+	if vn.CompanionImage != "" {
+		r.ok(where, "companion image", vn.CompanionImage)
+		return
+	}
+	r.add(Check{Where: where, What: "companion image", Result: Warn, Found: "none",
+		Breaks: "HTTP, TCP and gRPC probes and HTTP hooks are not run; files of volumes change one by one, and keys neither come nor go",
+		Remedy: "make image, push nomad-kubelet/companion where the clients can pull it, and set virtualNodes[].companionImage"})
 }
 
 // networked tells whether pods of a virtual node need CNI plugins.

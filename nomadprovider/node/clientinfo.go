@@ -6,6 +6,8 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // ClientInfo is what is kept of a Nomad client node.
@@ -34,6 +36,9 @@ type ClientInfo struct {
 	DiskMB, ReservedDiskMB     int64
 	// Devices counts healthy instances by Kubernetes' name: nvidia.com/gpu.
 	Devices map[string]int64
+	// DockerProxy is set when the docker driver talks to its engine through
+	// the proxy of package dockerproxy.
+	DockerProxy bool
 
 	index uint64
 }
@@ -54,6 +59,7 @@ func clientInfo(n *api.Node) ClientInfo {
 		NomadVersion: n.Attributes["nomad.version"],
 		Status:       n.Status,
 		Eligible:     n.SchedulingEligibility == api.NodeSchedulingEligible && n.DrainStrategy == nil && !n.Drain,
+		DockerProxy:  strings.Contains(n.Attributes[translate.DockerVersionAttribute], translate.DockerProxyMark),
 		index:        n.ModifyIndex,
 	}
 	if c.HostIP == "" {

@@ -15,6 +15,8 @@ type poolSummary struct {
 	mhzPerCore     int
 	capacity       corev1.ResourceList
 	allocatable    corev1.ResourceList
+	// dockerProxy is set when a client that can take pods has the docker proxy.
+	dockerProxy bool
 	// sample stands for the pool where one value is wanted: the first ready
 	// client, else the first.
 	sample ClientInfo
@@ -46,6 +48,7 @@ func summarize(clients []ClientInfo, pool string, datacenters []string, podsPerC
 			s.sample = c
 		}
 		ready = append(ready, c)
+		s.dockerProxy = s.dockerProxy || c.DockerProxy
 		archs[c.Arch]++
 		if s.arch == "" || archs[c.Arch] > archs[s.arch] {
 			s.arch = c.Arch

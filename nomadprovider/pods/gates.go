@@ -54,38 +54,42 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 	if !c.filesReady(pod, alloc) {
 		return 0, nil // that the files are there is known in the pass that wrote them
 	}
-	files, inits := hasFiles(pod, alloc), len(pod.Spec.InitContainers)
-	about := c.probing(pod, alloc)
-	last := translate.LastHolds(pod, about.driver, about.task)
-	for i := range pod.Spec.InitContainers {
-		if i == 0 || !c.initDone(pod, alloc, i-1) {
+	order := c.order(pod, alloc)
+	for i, ct := range containersOf(pod) {
+		ts, closed := alloc.TaskStates[translate.TaskName(ct.Name)], order.Closed(i)
+		if closed && (ts == nil || ts.StartedAt.IsZero()) && !c.turnOf(pod, alloc, order, i) {
 			continue
 		}
-		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[i], gateKind{init: true, closed: true})
-		if err != nil {
-			return 0, err
-		}
-		again = sooner(again, wait)
-	}
-	if inits > 0 {
-		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.InitContainers[0], gateKind{init: true, closed: files})
-		if err != nil {
-			return 0, err
-		}
-		again = sooner(again, wait)
-	}
-	held := last && !c.initDone(pod, alloc, inits-1)
-	for i := range pod.Spec.Containers {
-		if ts := alloc.TaskStates[translate.TaskName(pod.Spec.Containers[i].Name)]; held && (ts == nil || ts.StartedAt.IsZero()) {
-			continue
-		}
-		wait, err := c.workGate(ctx, pod, job, alloc, &pod.Spec.Containers[i], gateKind{closed: last || files && inits == 0})
+		wait, err := c.workGate(ctx, pod, job, alloc, ct, gateKind{init: i < len(pod.Spec.InitContainers), closed: closed})
 		if err != nil {
 			return 0, err
 		}
 		again = sooner(again, wait)
 	}
 	return again, nil
+}
+
+func (c *Controller) order(pod *corev1.Pod, alloc *api.Allocation) translate.Order {
+	about := c.probing(pod, alloc)
+	return translate.Order{Pod: pod, Driver: about.driver, ProbeTask: about.task, Files: hasFiles(pod, alloc)}
+}
+
+// turnOf says whether all is done that a container waits for, init containers
+// counted first.
+func (c *Controller) turnOf(pod *corev1.Pod, alloc *api.Allocation, order translate.Order, i int) bool {
+	inits := len(pod.Spec.InitContainers)
+	if i > 0 && i < inits {
+		return c.initDone(pod, alloc, i-1)
+	}
+	if i >= inits && inits > 0 && order.HoldsNext(inits-1) && !c.initDone(pod, alloc, inits-1) {
+		return false
+	}
+	for j := inits; j < i; j++ {
+		if order.HoldsNext(j) && !c.startOver(pod, alloc, &pod.Spec.Containers[j-inits]) {
+			return false
+		}
+	}
+	return true
 }
 
 func sooner(a, b time.Duration) time.Duration {
@@ -100,7 +104,8 @@ func sooner(a, b time.Duration) time.Duration {
 type gateKind struct{ init, closed bool }
 
 // initDone says whether the next container may start: an ordinary init container
-// has ended well, a sidecar runs and has passed its startup probe.
+// has ended well, a sidecar runs and has passed its postStart hook and its
+// startup probe.
 func (c *Controller) initDone(pod *corev1.Pod, alloc *api.Allocation, i int) bool {
 	ct := &pod.Spec.InitContainers[i]
 	ts := alloc.TaskStates[translate.TaskName(ct.Name)]
@@ -108,7 +113,7 @@ func (c *Controller) initDone(pod *corev1.Pod, alloc *api.Allocation, i int) boo
 		return false
 	}
 	if translate.Sidecar(ct) {
-		return (ts.State == "running" || !ts.StartedAt.IsZero()) && c.hasStarted(pod, alloc, ct)
+		return !ts.StartedAt.IsZero() && c.startOver(pod, alloc, ct) && c.hasStarted(pod, alloc, ct)
 	}
 	return ts.State == "dead" && !ts.Failed
 }

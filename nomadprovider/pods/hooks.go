@@ -100,6 +100,29 @@ func (c *Controller) postStartDue(pod *corev1.Pod, alloc *api.Allocation, ct *co
 	return !done
 }
 
+// startOver says whether the start of a container is done with, well or not: it
+// could not be started, has ended, or its postStart hook has.
+func (c *Controller) startOver(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container) bool {
+	task := translate.TaskName(ct.Name)
+	ts := alloc.TaskStates[task]
+	if ts == nil {
+		return false
+	}
+	if ts.StartedAt.IsZero() {
+		_, failed := lastEnd(ts)
+		return failed
+	}
+	if !c.postStartDue(pod, alloc, ct) {
+		return true
+	}
+	var done bool
+	c.with(pod.UID, func(s *podState) {
+		r := s.hooks[keyOf(task, ts, false)]
+		done = r != nil && r.done
+	})
+	return done
+}
+
 // toldRunning says whether this run of the container has been told of.
 func toldRunning(pod *corev1.Pod, name string, ts *api.TaskState) bool {
 	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {

@@ -95,6 +95,41 @@ func TestPostStart(t *testing.T) {
 	r.woken()
 }
 
+// What starts after a container waits until its postStart hook has ended, well
+// or not, or until it is known that it cannot be started.
+func TestPostStartHoldsOthers(t *testing.T) {
+	waiting := func() *api.TaskState { return &api.TaskState{State: "pending"} }
+	for name, how := range map[string]struct {
+		state *api.TaskState
+		code  int
+	}{
+		"ends well": {running(0, epoch), 0}, "fails": {running(0, epoch), 1},
+		"ended": {crashed(1, 1, epoch, epoch), -1}, "cannot start": {unstarted(1, epoch), -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t)
+			begun, end := r.commands()
+			pod := r.pod(both(hooked(execHook("warm"), nil), func(p *corev1.Pod) {
+				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "b", Image: "img"})
+			}))
+			r.follows(pod, entry("pending", tasks{"web": waiting(), "b": waiting()}))
+			r.asked()
+			e := entry("pending", tasks{"web": how.state, "b": waiting()})
+			if how.code >= 0 {
+				r.follows(pod, e)
+				<-begun
+				r.asked()
+				end <- how.code
+				r.woken()
+			}
+			r.follows(pod, e)
+			if got := r.nomad.take(); !slices.Contains(got, "PUT "+gate("b")+" open") {
+				t.Errorf("asked %q", got)
+			}
+		})
+	}
+}
+
 func TestPostStartFails(t *testing.T) {
 	r := newRoom(t)
 	begun, end := r.commands()

@@ -208,10 +208,9 @@ func probedFacts(pod *corev1.Pod, alloc *api.Allocation, about probing, s *podSt
 }
 
 // hasStarted says whether the sidecar's startup probe has succeeded in the
-// run that was seen last, if others wait for that.
+// run that was seen last, if it has one.
 func (c *Controller) hasStarted(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container) bool {
-	about := c.probing(pod, alloc)
-	if !translate.HoldsOthers(ct, about.driver, about.task) {
+	if !c.probing(pod, alloc).runs(ct.StartupProbe) {
 		return true
 	}
 	var ok bool

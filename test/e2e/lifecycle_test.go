@@ -83,6 +83,23 @@ func TestHooksAndOrderOfTheEnd(t *testing.T) {
 	awaitNoJob(t, nomad, jobID(cluster, p), 20*time.Second)
 }
 
+// The next container starts when the postStart hook of the one before has ended.
+func TestPostStartHoldsTheNext(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	dir, mount := diary(t)
+	p := create(t, kube, ns, pod("in-turn", "sleep 600", func(p *corev1.Pod) {
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{
+			Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "sleep 2; echo post >> /diary/log"}},
+		}}
+		p.Spec.Containers = append(p.Spec.Containers, container("next", "echo next >> /diary/log; sleep 600"))
+	}, mount))
+	await(t, kube, p, 60*time.Second, "ready", ready)
+	if got := read(t, dir); got != "post next" {
+		t.Errorf("it started in the order %q", got)
+	}
+}
+
 // A preStop hook that does not end is cut off with the grace period.
 func TestPreStopHookThatHangs(t *testing.T) {
 	t.Parallel()

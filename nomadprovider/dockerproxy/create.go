@@ -1,0 +1,161 @@
+package dockerproxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// What nomad-kubelet and the proxy say to each other: labels of a container, and
+// a mark in the engine's version, which the docker driver makes an attribute of
+// its client.
+const (
+	// LabelNonRoot asks that the container is only made if it does not run as
+	// root. Its value names the container in the error.
+	LabelNonRoot = "nomad-kubelet.io/run-as-non-root"
+	// LabelGroup is the group to run as, with the image's user.
+	LabelGroup = "nomad-kubelet.io/run-as-group"
+	// VersionMark follows the engine's version, as build metadata does.
+	VersionMark = "+nomad-kubelet"
+)
+
+// createLimit bounds what is read of a request for a container, in bytes.
+const createLimit = 16 << 20
+
+// create makes a container, unless its labels ask for what its image's user does
+// not give.
+func (p *Proxy) create(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, createLimit))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	if body, err = p.user(r.Context(), body); err != nil {
+		// The driver tries again only after this answer, and so does the kubelet: a
+		// tag may come to name another image.
+		refuse(w, http.StatusNotFound, err)
+		return
+	}
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	p.pass.ServeHTTP(w, r)
+}
+
+// refuse answers as the engine does.
+func refuse(w http.ResponseWriter, status int, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()}) // nobody to tell
+}
+
+// user checks and completes the user of a container that is to be made. All
+// else of the request stays as it is.
+func (p *Proxy) user(ctx context.Context, body []byte) ([]byte, error) {
+	var want struct {
+		Image, User string
+		Labels      map[string]string
+	}
+	if err := json.Unmarshal(body, &want); err != nil {
+		return nil, fmt.Errorf("read the request for a container: %w", err)
+	}
+	who, nonRoot := want.Labels[LabelNonRoot]
+	group := want.Labels[LabelGroup]
+	if want.User != "" || !nonRoot && group == "" {
+		return body, nil
+	}
+	user, err := p.imageUser(ctx, want.Image)
+	if err != nil {
+		return nil, err
+	}
+	if nonRoot {
+		if err := verifyNonRoot(user, who); err != nil {
+			return nil, err
+		}
+	}
+	if group == "" {
+		return body, nil
+	}
+	if user == "" {
+		user = "0"
+	}
+	all := map[string]json.RawMessage{}
+	if err := json.Unmarshal(body, &all); err != nil {
+		return nil, err
+	}
+	if all["User"], err = json.Marshal(user + ":" + group); err != nil {
+		return nil, err
+	}
+	return json.Marshal(all)
+}
+
+// verifyNonRoot is the kubelet's rule and its words
+// (pkg/kubelet/kuberuntime/security_context_others.go, verifyRunAsNonRoot).
+func verifyNonRoot(user, who string) error {
+	uid, err := strconv.ParseInt(user, 10, 64)
+	switch {
+	case user == "" || err == nil && uid == 0:
+		return fmt.Errorf("container has runAsNonRoot and image will run as root (%s)", who)
+	case err != nil:
+		return fmt.Errorf("container has runAsNonRoot and image has non-numeric user (%s), cannot verify user is non-root (%s)", user, who)
+	}
+	return nil
+}
+
+// imageUser is the user that an image names, without its group.
+func (p *Proxy) imageUser(ctx context.Context, image string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/images/"+url.PathEscape(image)+"/json", nil)
+	if err != nil {
+		return "", err
+	}
+	address(req)
+	resp, err := p.engine.RoundTrip(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var answer struct {
+		Message string `json:"message"`
+		Config  struct{ User string }
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return "", fmt.Errorf("read image %s: %w", image, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", errors.New(answer.Message)
+	}
+	user, _, _ := strings.Cut(answer.Config.User, ":")
+	return user, nil
+}
+
+// mark adds the [VersionMark] to the engine's version.
+func mark(resp *http.Response) error {
+	if resp.StatusCode != http.StatusOK || !versionPath.MatchString(resp.Request.URL.Path) {
+		return nil
+	}
+	all := map[string]json.RawMessage{}
+	if err := json.NewDecoder(resp.Body).Decode(&all); err != nil {
+		return fmt.Errorf("read the engine's version: %w", err)
+	}
+	_ = resp.Body.Close() // it has been read
+	var version string
+	if err := json.Unmarshal(all["Version"], &version); err != nil {
+		return fmt.Errorf("read the engine's version: %w", err)
+	}
+	var err error
+	if all["Version"], err = json.Marshal(version + VersionMark); err != nil {
+		return err
+	}
+	body, err := json.Marshal(all)
+	if err != nil {
+		return err
+	}
+	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	resp.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return nil
+}

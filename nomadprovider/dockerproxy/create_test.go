@@ -1,0 +1,76 @@
+package dockerproxy
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// post sends a request for a container and returns the engine's view of it, or
+// the error.
+func post(t *testing.T, c *http.Client, body string) (status int, answer string) {
+	t.Helper()
+	resp, err := c.Post("http://x/v1.41/containers/create?name=n", "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, strings.TrimSpace(string(data))
+}
+
+// The engine of these tests calls an image's user what follows the image's last
+// slash.
+func TestUserOfTheImage(t *testing.T) {
+	_, _, c := start(t)
+	nonRoot := `"Labels":{"nomad-kubelet.io/run-as-non-root":"container: c"}`
+	group := `"Labels":{"nomad-kubelet.io/run-as-group":"3000"}`
+	for name, r := range map[string]struct {
+		body   string
+		status int
+		want   string
+	}{
+		"not asked for":        {`{"Image":"r/a/","X":[1]}`, 200, `{"Image":"r/a/","X":[1]}`},
+		"root by default":      {`{"Image":"r/a/",` + nonRoot + `}`, 404, `{"message":"container has runAsNonRoot and image will run as root (container: c)"}`},
+		"root":                 {`{"Image":"r/a/0:5",` + nonRoot + `}`, 404, `{"message":"container has runAsNonRoot and image will run as root (container: c)"}`},
+		"a name":               {`{"Image":"r/a/www",` + nonRoot + `}`, 404, `{"message":"container has runAsNonRoot and image has non-numeric user (www), cannot verify user is non-root (container: c)"}`},
+		"another":              {`{"Image":"r/a/7:5",` + nonRoot + `}`, 200, `{"Image":"r/a/7:5",` + nonRoot + `}`},
+		"a user is given":      {`{"Image":"r/a/0","User":"9",` + nonRoot + `}`, 200, `{"Image":"r/a/0","User":"9",` + nonRoot + `}`},
+		"group":                {`{"Image":"r/a/www:www",` + group + `}`, 200, `{"Image":"r/a/www:www",` + group + `,"User":"www:3000"}`},
+		"group of root":        {`{"Image":"r/a/",` + group + `}`, 200, `{"Image":"r/a/",` + group + `,"User":"0:3000"}`},
+		"image that is not":    {`{"Image":"none",` + group + `}`, 404, `{"message":"No such image"}`},
+		"what cannot be read":  {`{`, 404, `{"message":"read the request for a container: unexpected end of JSON input"}`},
+		"user beyond integers": {`{"Image":"r/a/99999999999999999999",` + nonRoot + `}`, 404, `{"message":"container has runAsNonRoot and image has non-numeric user (99999999999999999999), cannot verify user is non-root (container: c)"}`},
+	} {
+		if status, got := post(t, c, r.body); status != r.status || got != r.want {
+			t.Errorf("%s: %d %s, want %d %s", name, status, got, r.status, r.want)
+		}
+	}
+}
+
+func TestVersionIsMarked(t *testing.T) {
+	_, _, c := start(t)
+	for _, path := range []string{"/version", "/v1.41/version"} {
+		var got map[string]any
+		if err := json.NewDecoder(get(t, c, "GET", path).Body).Decode(&got); err != nil {
+			t.Fatal(err)
+		}
+		if got["Version"] != "20.10.24"+VersionMark || got["Os"] != "linux" {
+			t.Errorf("%s: %v", path, got)
+		}
+	}
+}
+
+// Both sides of what nomad-kubelet and the proxy say to each other.
+func TestSameWords(t *testing.T) {
+	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || VersionMark != translate.DockerProxyMark {
+		t.Error("translate says it in other words")
+	}
+}
