@@ -84,13 +84,14 @@ test-e2e: programs ## Run the tests on real components
 bench: programs ## Measure nomad-kubelet beside Nomad alone (ten minutes; BENCH_FLAGS=-strict fails on missed goals)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 60m ./test/bench -run '^$$' -bench . $(BENCH_FLAGS)
 
-# FOCUS, SKIP: regular expressions instead of the default; NODE: virtual, kubelet (the control) or both; PROCS: specs at a time.
+# SIG: whose specs, as in [sig-node]; FOCUS, SKIP: regular expressions instead; NODE: virtual, kubelet (the control) or both; PROCS: specs at a time.
+SIG ?= node
 NODE ?= both
 PROCS ?= 6
-CONFORMANCE = $(GO) run ./test/conformance -node=$(NODE) -procs=$(PROCS) $(if $(FOCUS),-focus='$(FOCUS)') $(if $(SKIP),-skip='$(SKIP)')
+CONFORMANCE = $(GO) run ./test/conformance -sig=$(SIG) -node=$(NODE) -procs=$(PROCS) $(if $(FOCUS),-focus='$(FOCUS)') $(if $(SKIP),-skip='$(SKIP)')
 
 .PHONY: conformance
-conformance: programs suite ## Run the upstream conformance suite on a virtual node and on a kubelet [FOCUS= SKIP= NODE=virtual|kubelet PROCS=6]
+conformance: programs suite ## Run the upstream conformance suite on a virtual node and on a kubelet [SIG=node FOCUS= SKIP= NODE=virtual|kubelet PROCS=6]
 	$(CONFORMANCE)
 
 .PHONY: conformance-serial

@@ -15,8 +15,9 @@
 // both.
 //
 // A run leaves JUnit, the suite's log and a summary in .dev/conformance/NODE.
-// Two passes over the default focus are kept: "parallel", and "serial" (-serial)
-// for the specs that want the cluster for themselves. Their results are in
+// Kept are passes over the specs of whole special interest groups: "sig-node", and
+// so on, and "sig-node, serial" (-serial) for the specs that want the cluster for
+// themselves. Their results are in
 // test/conformance/results, from which docs/conformance.md is made at any time.
 // Why a spec fails is in reasons.yaml, which a person writes: a failure without
 // a reason, and a reason whose spec passes, are errors of the command.

@@ -25,17 +25,19 @@ func main() {
 }
 
 type flags struct {
-	node, focus, skip string
-	procs             int
-	serial, short     bool
-	docs, images      bool
-	leave             bool
+	node, sig     string
+	focus, skip   string
+	procs         int
+	serial, short bool
+	docs, images  bool
+	leave         bool
 }
 
 func command(ctx context.Context, args []string, out io.Writer) error {
 	var f flags
 	set := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	set.StringVar(&f.node, "node", "both", "virtual, kubelet (the control) or both")
+	set.StringVar(&f.sig, "sig", "node", "the group of specs: node, storage, apps, ...")
 	set.StringVar(&f.focus, "focus", "", "regular expression of specs to run, instead of the default; such results are not kept")
 	set.StringVar(&f.skip, "skip", "", "regular expression of specs to leave out, instead of the default; such results are not kept")
 	set.IntVar(&f.procs, "procs", 6, "how many specs at a time")
@@ -97,13 +99,13 @@ func (p place) selection(f flags) (selection, error) {
 	case f.serial:
 		s.procs, s.labels = 1, serialLabels
 		if f.focus == "" && f.skip == "" {
-			s.pass, s.focus, s.skip = "serial", defaultFocus, serialSkip
+			s.pass, s.skip = "sig-"+f.sig+", serial", serialSkip
 		}
 	case f.focus == "" && f.skip == "":
-		s.pass, s.focus, s.skip = "parallel", defaultFocus, defaultSkip
+		s.pass, s.skip = "sig-"+f.sig, defaultSkip
 	}
 	if s.focus == "" {
-		s.focus = defaultFocus
+		s.focus = focusOf(f.sig)
 	}
 	if s.skip == "" && !f.short && s.pass == "" && !f.serial {
 		s.skip = defaultSkip

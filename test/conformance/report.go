@@ -17,8 +17,8 @@ func report(byNode map[string]results, reasons []reason) string {
 
 The upstream Kubernetes e2e suite, run on a virtual node as the only node of a cluster, and on a real kubelet with containerd
 as the only node of another one on the same machine: the control. The images are built on the machine under their upstream
-names, the same for both. The virtual node is untainted and allows host access for the run. *parallel* is the ordinary pass,
-*serial* the one with the specs that want the cluster for themselves.
+names, the same for both. The virtual node is untainted and allows host access for the run. A pass is named after the special
+interest group whose specs it runs; *serial* are those that want the cluster for themselves.
 
 `)
 	writeTotals(&b, byNode)

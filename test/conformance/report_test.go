@@ -17,14 +17,14 @@ var update = flag.Bool("update", false, "write testdata/report.md anew")
 func fixtureNodes(t *testing.T) map[string]results {
 	at := time.Date(2026, 11, 25, 19, 0, 0, 0, time.UTC)
 	mk := func(s software, r []result) *pass {
-		return &pass{Started: at, Seconds: 330, Command: selection{focus: defaultFocus, procs: 6}.command(), Software: s, Results: r}
+		return &pass{Started: at, Seconds: 330, Command: selection{focus: focusOf("node"), procs: 6}.command(), Software: s, Results: r}
 	}
 	v := software{"v1.35.4-nomad", "nomad://1.11.3", "6.18.0", "Linux", 2}
 	c := software{"v1.35.4", "containerd://1.6.20", "6.18.0", "Debian", 2}
 	return map[string]results{
-		virtualNode: {"parallel": mk(v, readFixture(t, "virtual.xml")),
-			"serial": mk(v, []result{{Spec: "[sig-node] Resize [Serial] [Conformance]", State: failed, Failure: "a | in <it>"}})},
-		controlNode: {"parallel": mk(c, []result{
+		virtualNode: {"sig-node": mk(v, readFixture(t, "virtual.xml")),
+			"sig-node, serial": mk(v, []result{{Spec: "[sig-node] Resize [Serial] [Conformance]", State: failed, Failure: "a | in <it>"}})},
+		controlNode: {"sig-node": mk(c, []result{
 			{Spec: "[sig-node] Pods should be updated [NodeConformance] [Conformance]", State: passed},
 			{Spec: "[sig-node] Probing container should fail [NodeConformance] [Conformance]", State: passed},
 			{Spec: "[sig-node] Control only [Conformance]", State: failed, Failure: "no luck"},
@@ -123,7 +123,7 @@ func TestSometimes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := map[string]results{virtualNode: {"parallel": &pass{Results: []result{
+	node := map[string]results{virtualNode: {"sig-node": &pass{Results: []result{
 		{Spec: "a", State: passed}, {Spec: "b", State: failed, Failure: "lost it"}, {Spec: "c", State: failed, Failure: "broken"},
 	}}}}
 	if errs := stale(reasons, node); len(errs) > 0 {

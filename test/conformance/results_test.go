@@ -74,7 +74,7 @@ func TestKeepReplacesOnePass(t *testing.T) {
 	for _, k := range []struct {
 		name string
 		p    *pass
-	}{{"parallel", one}, {"serial", two}, {"parallel", again}} {
+	}{{"sig-node", one}, {"sig-node, serial", two}, {"sig-node", again}} {
 		if err := keep(root, virtualNode, k.name, k.p); err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestKeepReplacesOnePass(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(results{"parallel": again, "serial": two}, got); d != "" {
+	if d := cmp.Diff(results{"sig-node": again, "sig-node, serial": two}, got); d != "" {
 		t.Error(d)
 	}
 	if other, err := loadResults(root, controlNode); err != nil || len(other) != 0 {

@@ -26,12 +26,14 @@ type selection struct {
 
 // The default selections.
 const (
-	defaultFocus = `\[sig-node\].*\[Conformance\]`
-	defaultSkip  = `Serial|Slow|Disruptive|InPlace`
+	defaultSkip = `Serial|Slow|Disruptive|InPlace`
 	// What defaultSkip leaves out, but for the resize in place that Nomad has not.
 	serialLabels = `Serial || Slow || Disruptive`
 	serialSkip   = `InPlace`
 )
+
+// focusOf selects the conformance specs of a special interest group.
+func focusOf(sig string) string { return `\[sig-` + regexp.QuoteMeta(sig) + `\].*\[Conformance\]` }
 
 func (s selection) ginkgoArgs() []string {
 	args := []string{"--procs=" + strconv.Itoa(s.procs), "--focus=" + s.focus}
