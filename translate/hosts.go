@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	etcHosts = "/etc/hosts"
+	etcHosts   = "/etc/hosts"
+	resolvConf = "/etc/resolv.conf"
 	// hostsFile is where a container's own hosts file lies in its task's directory.
 	hostsFile = "local/.k8s/hosts"
 )

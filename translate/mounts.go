@@ -11,7 +11,7 @@ import (
 
 // Mount points that Nomad or its docker driver has in every container; a
 // second mount at the same place is an error of Docker's.
-var takenMounts = []string{"/alloc", "/local", "/secrets", etcHosts, "/etc/resolv.conf"}
+var takenMounts = []string{"/alloc", "/local", "/secrets", etcHosts, resolvConf}
 
 // mounts adds the container's volumes to a docker-shaped configuration, and
 // the templates of their files to the task.
@@ -27,7 +27,7 @@ func (b *builder) mounts(c *container) {
 			b.refuse(field, "volume %q is not in the pod", m.Name)
 			continue
 		}
-		target, ok := b.mountTarget(m, field)
+		target, ok := b.mountTarget(c, m, field)
 		if !ok || v.source == "" && !v.tmpfs {
 			continue
 		}
@@ -71,11 +71,14 @@ func (b *builder) mounts(c *container) {
 	}
 }
 
-func (b *builder) mountTarget(m *corev1.VolumeMount, field string) (string, bool) {
+func (b *builder) mountTarget(c *container, m *corev1.VolumeMount, field string) (string, bool) {
 	target := path.Clean("/" + m.MountPath)
 	switch {
 	case m.MountPath == "" || target == "/" || strings.Contains(target, ":"):
 		b.refuse(field, "mount path %q is not valid", m.MountPath)
+	case target == resolvConf && b.dockerProxy(c):
+		b.label(c, LabelOwnMounts, target)
+		return target, true
 	case slices.Contains(takenMounts, target) && !(target == etcHosts && (b.ownHosts() || !b.ownAddress())):
 		b.refuse(field, "%s belongs to Nomad in every container: mount the volume elsewhere, or below it", target)
 	default:

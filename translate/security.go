@@ -54,7 +54,7 @@ func (b *builder) user(c *container) {
 		c.task.User = fmt.Sprintf("%d:%d", *user, *group)
 	case user != nil:
 		c.task.User = strconv.FormatInt(*user, 10)
-	case group != nil && b.knowsImageUsers(c):
+	case group != nil && b.dockerProxy(c):
 		b.label(c, LabelGroup, strconv.FormatInt(*group, 10))
 	case group != nil:
 		b.refuse(field+".runAsGroup", "needs the user too, since the image's user is not known here: set runAsUser, or give the clients the docker proxy")
@@ -65,7 +65,7 @@ func (b *builder) user(c *container) {
 	}
 	switch {
 	case !nonRoot:
-	case user == nil && b.knowsImageUsers(c):
+	case user == nil && b.dockerProxy(c):
 		b.label(c, LabelNonRoot, b.called(c))
 	case user == nil:
 		b.refuse(field+".runAsNonRoot", "container has runAsNonRoot and the image's user cannot be verified here: set runAsUser, or give the clients the docker proxy")
@@ -85,13 +85,14 @@ func (b *builder) called(c *container) string {
 const (
 	LabelNonRoot           = "nomad-kubelet.io/run-as-non-root"
 	LabelGroup             = "nomad-kubelet.io/run-as-group"
+	LabelOwnMounts         = "nomad-kubelet.io/own-mounts"
 	DockerVersionAttribute = "driver.docker.version"
 	DockerProxyMark        = "+nomad-kubelet"
 )
 
-// knowsImageUsers says whether there are clients that look at an image's user
-// before they make a container, and sees to it that the pod gets to one of them.
-func (b *builder) knowsImageUsers(c *container) bool {
+// dockerProxy says whether there are clients with the docker proxy, which makes
+// the container as its labels say, and sees to it that the pod gets to one.
+func (b *builder) dockerProxy(c *container) bool {
 	if c.task.Driver != driverDocker || !b.in.Node.DockerProxy && !b.in.Offline {
 		return false
 	}

@@ -206,7 +206,7 @@ var verdicts = map[string]Verdict{
 	"containers.terminationMessagePolicy":                             {Kept, "where nomad-kubelet reads the message"},
 	"containers.tty":                                                  {Carried, ""},
 	"containers.volumeDevices.*":                                      {Refused, "persistent volumes are not there yet"},
-	"containers.volumeMounts.mountPath":                               {Approximated, "what Nomad mounts itself (/alloc, /local, /secrets, /etc/resolv.conf) is refused"},
+	"containers.volumeMounts.mountPath":                               {Approximated, "what Nomad mounts itself (/alloc, /local, /secrets; /etc/resolv.conf without the docker proxy) is refused"},
 	"containers.volumeMounts.mountPropagation":                        {Carried, "Bidirectional for privileged containers"},
 	"containers.volumeMounts.name":                                    {Carried, ""},
 	"containers.volumeMounts.readOnly":                                {Carried, ""},

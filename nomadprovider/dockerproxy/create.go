@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -22,6 +23,9 @@ const (
 	LabelNonRoot = "nomad-kubelet.io/run-as-non-root"
 	// LabelGroup is the group to run as, with the image's user.
 	LabelGroup = "nomad-kubelet.io/run-as-group"
+	// LabelOwnMounts names files, separated by commas, at which a volume takes the
+	// place of what the driver mounts: two mounts at one place are an error.
+	LabelOwnMounts = "nomad-kubelet.io/own-mounts"
 	// VersionMark follows the engine's version, as build metadata does.
 	VersionMark = "+nomad-kubelet"
 )
@@ -29,11 +33,15 @@ const (
 // createLimit bounds what is read of a request for a container, in bytes.
 const createLimit = 16 << 20
 
-// create makes a container, unless its labels ask for what its image's user does
-// not give.
+// create makes a container as its labels ask for, unless its image's user does
+// not allow it.
 func (p *Proxy) create(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, createLimit))
 	if err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	if body, err = ownMounts(body); err != nil {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
@@ -45,6 +53,47 @@ func (p *Proxy) create(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	p.pass.ServeHTTP(w, r)
+}
+
+// ownMounts takes the driver's mounts away where the container has its own, which
+// the driver writes as binds.
+func ownMounts(body []byte) ([]byte, error) {
+	all, host := map[string]json.RawMessage{}, map[string]json.RawMessage{}
+	var labels map[string]string
+	var mounts []json.RawMessage
+	if err := json.Unmarshal(body, &all); err != nil {
+		return nil, fmt.Errorf("read the request for a container: %w", err)
+	}
+	if err := read(all["Labels"], &labels); err != nil || labels[LabelOwnMounts] == "" {
+		return body, err
+	}
+	if err := errors.Join(read(all["HostConfig"], &host), read(host["Mounts"], &mounts)); err != nil {
+		return nil, err
+	}
+	own := strings.Split(labels[LabelOwnMounts], ",")
+	mounts = slices.DeleteFunc(mounts, func(m json.RawMessage) bool {
+		var at struct{ Target string }
+		return json.Unmarshal(m, &at) == nil && slices.Contains(own, at.Target)
+	})
+	var err error
+	if host["Mounts"], err = json.Marshal(mounts); err != nil {
+		return nil, err
+	}
+	if all["HostConfig"], err = json.Marshal(host); err != nil {
+		return nil, err
+	}
+	return json.Marshal(all)
+}
+
+// read decodes what may be missing.
+func read(from json.RawMessage, into any) error {
+	if from == nil {
+		return nil
+	}
+	if err := json.Unmarshal(from, into); err != nil {
+		return fmt.Errorf("read the request for a container: %w", err)
+	}
+	return nil
 }
 
 // refuse answers as the engine does.

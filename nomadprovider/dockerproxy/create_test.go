@@ -46,12 +46,28 @@ func TestUserOfTheImage(t *testing.T) {
 		"group":                {`{"Image":"r/a/www:www",` + group + `}`, 200, `{"Image":"r/a/www:www",` + group + `,"User":"www:3000"}`},
 		"group of root":        {`{"Image":"r/a/",` + group + `}`, 200, `{"Image":"r/a/",` + group + `,"User":"0:3000"}`},
 		"image that is not":    {`{"Image":"none",` + group + `}`, 404, `{"message":"No such image"}`},
-		"what cannot be read":  {`{`, 404, `{"message":"read the request for a container: unexpected end of JSON input"}`},
+		"what cannot be read":  {`{`, 400, `{"message":"read the request for a container: unexpected end of JSON input"}`},
 		"user beyond integers": {`{"Image":"r/a/99999999999999999999",` + nonRoot + `}`, 404, `{"message":"container has runAsNonRoot and image has non-numeric user (99999999999999999999), cannot verify user is non-root (container: c)"}`},
 	} {
 		if status, got := post(t, c, r.body); status != r.status || got != r.want {
 			t.Errorf("%s: %d %s, want %d %s", name, status, got, r.status, r.want)
 		}
+	}
+}
+
+// A volume takes the place of the driver's mount, and nothing else changes.
+func TestOwnMounts(t *testing.T) {
+	_, _, c := start(t)
+	body := `{"HostConfig":{"Binds":["/v:/etc/resolv.conf"],"Mounts":[{"Target":"/etc/hosts","X":1},{"Target":"/etc/resolv.conf"}]},` +
+		`"Image":"i","Labels":{"nomad-kubelet.io/own-mounts":"/a,/etc/resolv.conf"}}`
+	want := `{"HostConfig":{"Binds":["/v:/etc/resolv.conf"],"Mounts":[{"Target":"/etc/hosts","X":1}]},` +
+		`"Image":"i","Labels":{"nomad-kubelet.io/own-mounts":"/a,/etc/resolv.conf"}}`
+	if status, got := post(t, c, body); status != http.StatusOK || got != want {
+		t.Errorf("%d %s", status, got)
+	}
+	other := `{"HostConfig":{"Mounts":[{"Target":"/etc/resolv.conf"}]},"Labels":null}`
+	if status, got := post(t, c, other); status != http.StatusOK || got != other {
+		t.Errorf("%d %s", status, got)
 	}
 }
 
@@ -70,7 +86,7 @@ func TestVersionIsMarked(t *testing.T) {
 
 // Both sides of what nomad-kubelet and the proxy say to each other.
 func TestSameWords(t *testing.T) {
-	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || VersionMark != translate.DockerProxyMark {
+	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || LabelOwnMounts != translate.LabelOwnMounts || VersionMark != translate.DockerProxyMark {
 		t.Error("translate says it in other words")
 	}
 }

@@ -101,6 +101,37 @@ func (l *logReader) streams(ctx context.Context) ([]*stream, error) {
 	return out, nil
 }
 
+const (
+	// settle is how long after a container's end its log may still grow: Nomad
+	// tells the end before its log collector, logmon, has written what is in its
+	// pipes, to which it gives two seconds itself (client/logmon/logmon.go).
+	settle = 2500 * time.Millisecond
+	// settleLook is the pause between two looks at it.
+	settleLook = 100 * time.Millisecond
+)
+
+// settled lists the streams of a container that ended at that time, zero for one
+// that has not, once they no longer grow: two looks at something find the same,
+// and nothing is waited for until it can come no more.
+func (l *logReader) settled(ctx context.Context, end time.Time) ([]*stream, error) {
+	for before := int64(0); ; {
+		streams, err := l.streams(ctx)
+		if err != nil || end.IsZero() || time.Since(end) > settle {
+			return streams, err
+		}
+		size := streams[0].size() + streams[1].size()
+		if size > 0 && size == before {
+			return streams, nil
+		}
+		before = size
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(settleLook):
+		}
+	}
+}
+
 // open reads a part of a file.
 func (l *logReader) open(ctx context.Context, f logFile, offset, limit int64) (io.ReadCloser, error) {
 	r, err := l.nomad.Raw().Response("/v1/client/fs/readat/"+url.PathEscape(l.allocID), l.query(ctx, map[string]string{

@@ -98,7 +98,7 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	l := &logReader{nomad: s.o.Nomad, namespace: s.o.Namespace, allocID: t.allocID, task: translate.TaskName(t.container)}
-	streams, err := l.streams(r.Context())
+	streams, err := l.settled(r.Context(), t.ended())
 	if err != nil {
 		code, err := logError(err, t.pod.Name)
 		fail(w, code, err)

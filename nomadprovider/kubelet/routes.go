@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -127,6 +128,14 @@ func (t *target) locate() bool {
 		}
 	}
 	return found
+}
+
+// ended is when the container has ended, zero while it has not.
+func (t *target) ended() time.Time {
+	if t.status == nil || t.status.State.Terminated == nil {
+		return time.Time{}
+	}
+	return t.status.State.Terminated.FinishedAt.Time
 }
 
 // driver is the Nomad task driver that the pod runs on.
