@@ -287,6 +287,27 @@ func TestImageUser(t *testing.T) {
 	}
 }
 
+// A volume at /etc/resolv.conf takes the place of Nomad's, with the docker proxy.
+func TestVolumeOverResolvConf(t *testing.T) {
+	pod := podWith(func(p *corev1.Pod, c *corev1.Container) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		c.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/etc/resolv.conf", SubPath: "f"}}
+	})
+	in := testInputs()
+	var refused *RefusedError
+	if _, err := Job(pod, in); !errors.As(err, &refused) {
+		t.Errorf("without the proxy: %v", err)
+	}
+	in.Node.DockerProxy = true
+	task := mustTask(t, pod, in)
+	if l := task.Config["labels"].([]map[string]any)[0]; l[LabelOwnMounts] != "/etc/resolv.conf" {
+		t.Errorf("labels %v", l)
+	}
+	if v := task.Config["volumes"].([]string); len(v) != 1 || !strings.HasSuffix(v[0], ":/etc/resolv.conf") {
+		t.Errorf("volumes %v", v)
+	}
+}
+
 func TestDashedNames(t *testing.T) {
 	task := mustTask(t, podWith(func(_ *corev1.Pod, c *corev1.Container) {
 		c.Env = []corev1.EnvVar{{Name: "with-dash", Value: "x"}}

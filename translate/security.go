@@ -88,6 +88,8 @@ const (
 	LabelOwnMounts         = "nomad-kubelet.io/own-mounts"
 	DockerVersionAttribute = "driver.docker.version"
 	DockerProxyMark        = "+nomad-kubelet"
+	// ImageFile is where it leaves the ID of a container's image, in the task's directory.
+	ImageFile = ".k8s-image"
 )
 
 // dockerProxy says whether there are clients with the docker proxy, which makes

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,6 +26,8 @@ type Facts struct {
 	// Starting are the tasks that run and whose postStart hook has not ended; the
 	// kubelet does not tell of them either.
 	Starting map[string]bool
+	// Images are the IDs of the images that run, by task, as far as they are known.
+	Images map[string]string
 	// Messages are the termination messages by task.
 	Messages map[string]Message
 	// Probed tells by task of containers whose probes are run; the others are
@@ -263,7 +266,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		p, probed := v.facts.Probed[task]
 		*st.Started = !probed || p.Started
 		st.Ready = (!init || Sidecar(c)) && (!probed || p.Started && p.Ready)
-		st.ImageID = st.Image
+		st.ImageID = cmp.Or(v.facts.Images[task], st.Image)
 	}
 	// An init container that has ended well is ready, as the kubelet reports it.
 	if init && st.State.Terminated != nil && st.State.Terminated.ExitCode == 0 {

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,6 +32,10 @@ const (
 	VersionMark = "+nomad-kubelet"
 )
 
+// ImageFile is where the proxy leaves the ID of a container's image, in its task's
+// directory, of which the container sees only parts.
+const ImageFile = ".k8s-image"
+
 // createLimit bounds what is read of a request for a container, in bytes.
 const createLimit = 16 << 20
 
@@ -45,6 +51,7 @@ func (p *Proxy) create(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
+	p.tellImage(r.Context(), body)
 	if body, err = p.user(r.Context(), body); err != nil {
 		// The driver tries again only after this answer, and so does the kubelet: a
 		// tag may come to name another image.
@@ -118,10 +125,11 @@ func (p *Proxy) user(ctx context.Context, body []byte) ([]byte, error) {
 	if want.User != "" || !nonRoot && group == "" {
 		return body, nil
 	}
-	user, err := p.imageUser(ctx, want.Image)
+	image, err := p.image(ctx, want.Image)
 	if err != nil {
 		return nil, err
 	}
+	user, _, _ := strings.Cut(image.Config.User, ":")
 	if nonRoot {
 		if err := verifyNonRoot(user, who); err != nil {
 			return nil, err
@@ -156,30 +164,69 @@ func verifyNonRoot(user, who string) error {
 	return nil
 }
 
-// imageUser is the user that an image names, without its group.
-func (p *Proxy) imageUser(ctx context.Context, image string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/images/"+url.PathEscape(image)+"/json", nil)
+// image is what the engine knows of an image.
+type image struct {
+	ID          string `json:"Id"`
+	RepoDigests []string
+	Config      struct{ User string }
+}
+
+// id names the image as the kubelet's status does: by the digest under which it was
+// pulled, or else by that of its configuration.
+func (i *image) id() string {
+	if len(i.RepoDigests) > 0 {
+		return i.RepoDigests[0]
+	}
+	return i.ID
+}
+
+func (p *Proxy) image(ctx context.Context, name string) (*image, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/images/"+url.PathEscape(name)+"/json", nil)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	address(req)
 	resp, err := p.engine.RoundTrip(req)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	var answer struct {
+		image
 		Message string `json:"message"`
-		Config  struct{ User string }
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return "", fmt.Errorf("read image %s: %w", image, err)
+		return nil, fmt.Errorf("read image %s: %w", name, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", errors.New(answer.Message)
+		return nil, errors.New(answer.Message)
 	}
-	user, _, _ := strings.Cut(answer.Config.User, ":")
-	return user, nil
+	return &answer.image, nil
+}
+
+// tellImage leaves the ID of the image in the task's directory, which is that of
+// what the driver binds to /local. Containers of others have none.
+func (p *Proxy) tellImage(ctx context.Context, body []byte) {
+	var want struct {
+		Image      string
+		HostConfig struct{ Binds []string }
+	}
+	if json.Unmarshal(body, &want) != nil {
+		return // the engine says so
+	}
+	for _, bind := range want.HostConfig.Binds {
+		from, to, _ := strings.Cut(bind, ":")
+		if to != "/local" && !strings.HasPrefix(to, "/local:") || filepath.Base(from) != "local" {
+			continue
+		}
+		img, err := p.image(ctx, want.Image)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(filepath.Dir(from), ImageFile), []byte(img.id()), 0o644)
+		}
+		if err != nil {
+			p.log.Debug("the ID of an image is not told", "image", want.Image, "error", err)
+		}
+	}
 }
 
 // mark adds the [VersionMark] to the engine's version.

@@ -2,8 +2,11 @@ package dockerproxy
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -55,6 +58,21 @@ func TestUserOfTheImage(t *testing.T) {
 	}
 }
 
+// The image's ID is left beside the task's local directory.
+func TestImageIsTold(t *testing.T) {
+	_, _, c := start(t)
+	task := t.TempDir()
+	for _, r := range []struct{ image, want string }{{"r/a/7", "sha256:r/a/7"}, {"pulled", "pulled@sha256:1"}} {
+		body := fmt.Sprintf(`{"Image":%q,"HostConfig":{"Binds":["/x/local:/elsewhere","%s/local:/local:z"]}}`, r.image, task)
+		if status, got := post(t, c, body); status != http.StatusOK || got != body {
+			t.Errorf("%d %s", status, got)
+		}
+		if got, err := os.ReadFile(filepath.Join(task, ImageFile)); err != nil || string(got) != r.want {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
 // A volume takes the place of the driver's mount, and nothing else changes.
 func TestOwnMounts(t *testing.T) {
 	_, _, c := start(t)
@@ -86,7 +104,8 @@ func TestVersionIsMarked(t *testing.T) {
 
 // Both sides of what nomad-kubelet and the proxy say to each other.
 func TestSameWords(t *testing.T) {
-	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || LabelOwnMounts != translate.LabelOwnMounts || VersionMark != translate.DockerProxyMark {
+	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || LabelOwnMounts != translate.LabelOwnMounts ||
+		ImageFile != translate.ImageFile || VersionMark != translate.DockerProxyMark {
 		t.Error("translate says it in other words")
 	}
 }

@@ -41,6 +41,7 @@ type Proxy struct {
 	pass   *httputil.ReverseProxy
 	logs   *streams
 	execs  *streams
+	log    hclog.Logger
 }
 
 // New makes a Proxy to the engine that listens on the Unix socket.
@@ -52,7 +53,7 @@ func New(socket string, log hclog.Logger) *Proxy {
 		DisableCompression: true,
 	}
 	return &Proxy{
-		engine: engine, logs: newStreams(), execs: newStreams(),
+		engine: engine, logs: newStreams(), execs: newStreams(), log: log,
 		pass: &httputil.ReverseProxy{
 			Transport:     engine,
 			FlushInterval: -1,

@@ -45,7 +45,11 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			refuse(w, http.StatusNotFound, errors.New("No such image"))
 			return
 		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"Config": map[string]string{"User": image[strings.LastIndex(image, "/")+1:]}})
+		var digests []string
+		if image == "pulled" {
+			digests = []string{"pulled@sha256:1"}
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"Id": "sha256:" + image, "RepoDigests": digests, "Config": map[string]string{"User": image[strings.LastIndex(image, "/")+1:]}})
 	case strings.HasSuffix(r.URL.Path, "/version"):
 		_, _ = io.WriteString(w, `{"Version":"20.10.24","Os":"linux"}`)
 	case strings.HasSuffix(r.URL.Path, "/containers/create"):

@@ -96,6 +96,8 @@ type podState struct {
 	crashes       map[string]*crash
 	// messages are the last words of each task's last run.
 	messages map[string]translate.Message
+	// images are those that each task's last run has, as far as they are known.
+	images map[string]imageOf
 	// projected says that the Variable was written by this process, from items;
 	// refresh is when a token in it wants replacing.
 	projected bool
@@ -172,7 +174,8 @@ func (c *Controller) with(uid types.UID, f func(*podState)) {
 	if s == nil {
 		s = &podState{
 			gates: map[string]string{}, startFailures: map[string]uint64{}, crashes: map[string]*crash{}, messages: map[string]translate.Message{},
-			hooks: map[hookKey]*hookRun{}, kills: map[string]*kill{}, probed: map[string]*probed{},
+			images: map[string]imageOf{},
+			hooks:  map[hookKey]*hookRun{}, kills: map[string]*kill{}, probed: map[string]*probed{},
 		}
 		c.state[uid] = s
 	}

@@ -66,3 +66,28 @@ func TestTerminationMessageFromLogs(t *testing.T) {
 		})
 	}
 }
+
+// Which image runs is read once a run, where clients have the docker proxy.
+func TestImagesAreTold(t *testing.T) {
+	r := newRoom(t)
+	pod := r.pod(nil)
+	r.nomad.files = map[string]string{"web/" + translate.ImageFile: "sha256:1"}
+	r.follows(pod, entry("running", tasks{"web": running(0, epoch)}))
+	if got := r.read(pod).Status.ContainerStatuses[0].ImageID; got != pod.Spec.Containers[0].Image {
+		t.Errorf("without the proxy: %q", got)
+	}
+	node := r.nodes["n"].(testNode)
+	node.profile.DockerProxy = true
+	r.nodes["n"] = node
+	for _, want := range []string{"sha256:1", "sha256:2"} {
+		r.nomad.files["web/"+translate.ImageFile] = want
+		r.follows(pod, entry("running", tasks{"web": running(0, epoch)}))
+		if got := r.read(pod).Status.ContainerStatuses[0].ImageID; got != "sha256:1" {
+			t.Errorf("image %q", got)
+		}
+	}
+	r.follows(pod, entry("running", tasks{"web": running(1, epoch.Add(time.Minute))}))
+	if got := r.read(pod).Status.ContainerStatuses[0].ImageID; got != "sha256:2" {
+		t.Errorf("image of the next run %q", got)
+	}
+}

@@ -225,6 +225,7 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	again = sooner(sooner(again, refresh), ends)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
 	c.readMessages(ctx, pod, alloc)
+	c.readImages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, entry.Unplaced, nil))
 	over := alloc != nil && alloc.ClientTerminalStatus()
 	left, expired := c.deadline(pod, &status)

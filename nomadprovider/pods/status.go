@@ -23,6 +23,7 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 	f := translate.Facts{
 		Now: c.Clock.Now(), Unplaced: unplaced, Waiting: waiting,
 		StartFailures: map[string]uint64{}, Backoff: map[string]time.Duration{}, Messages: map[string]translate.Message{},
+		Images:   map[string]string{},
 		Starting: map[string]bool{},
 	}
 	c.with(pod.UID, func(s *podState) { f.Ephemeral = s.ephemeral })
@@ -37,6 +38,11 @@ func (c *Controller) facts(pod *corev1.Pod, alloc *api.Allocation, unplaced stri
 	c.with(pod.UID, func(s *podState) {
 		f.Probed = probedFacts(pod, alloc, about, s)
 		maps.Copy(f.Messages, s.messages)
+		for task, i := range s.images {
+			if ts := alloc.TaskStates[task]; ts != nil && ts.StartedAt.Equal(i.run) {
+				f.Images[task] = i.id
+			}
+		}
 		for task, ts := range alloc.TaskStates {
 			if _, known := s.startFailures[task]; ts.StartedAt.IsZero() {
 				s.startFailures[task] = ts.Restarts

@@ -32,6 +32,9 @@ func TestRunLogsExecDelete(t *testing.T) {
 	if st.State.Running == nil || st.RestartCount != 0 || !strings.HasPrefix(st.ContainerID, "nomad://") {
 		t.Errorf("container status %+v", st)
 	}
+	if !strings.Contains(st.ImageID, "sha256:") {
+		t.Errorf("image ID %q", st.ImageID)
+	}
 	eventually(t, 10*time.Second, "the log", func() error {
 		if got := logs(t, kube, p, &corev1.PodLogOptions{}); got != "hello\n" {
 			return fmt.Errorf("got %q", got)
