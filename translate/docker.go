@@ -25,7 +25,11 @@ func (b *builder) dockerTask(c *container) {
 	}
 	if c.Stdin {
 		c.config["interactive"] = true
-		if c.StdinOnce {
+		switch {
+		case !c.StdinOnce:
+		case b.dockerProxy(c):
+			b.label(c, LabelStdinOnce, "true")
+		default:
 			b.note(c.path+".stdinOnce", "standard input stays open when the first client leaves")
 		}
 	}

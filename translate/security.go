@@ -86,6 +86,7 @@ const (
 	LabelNonRoot           = "nomad-kubelet.io/run-as-non-root"
 	LabelGroup             = "nomad-kubelet.io/run-as-group"
 	LabelOwnMounts         = "nomad-kubelet.io/own-mounts"
+	LabelStdinOnce         = "nomad-kubelet.io/stdin-once"
 	DockerVersionAttribute = "driver.docker.version"
 	DockerProxyMark        = "+nomad-kubelet"
 	// ImageFile is where it leaves the ID of a container's image, in the task's directory.

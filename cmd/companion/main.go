@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/dockerproxy"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/forward"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/probes"
 )
 
@@ -24,6 +26,8 @@ const usage = `usage: companion COMMAND
   get              read a request from standard input and make it
   probes AGENT     run the probes that standard input lists, and report them;
                    AGENT is how they call themselves (kube-probe/1.35)
+  forward          carry connections to ports of the pod over standard input and
+                   output
   docker-proxy LISTEN ENGINE
                    stand between Nomad and the Docker engine on the socket
                    ENGINE, and mend what the docker driver gets wrong by haste
@@ -44,6 +48,8 @@ func main() {
 		answer(companion.Get(stop, os.Stdin))
 	case len(args) == 2 && args[0] == "probes":
 		err = companion.Probes(stop, os.Stdin, os.Stdout, probes.NewNetwork(args[1]), clock.RealClock{})
+	case len(args) == 1 && args[0] == "forward":
+		err = forward.Serve(stop, stdio{os.Stdin, os.Stdout}, forward.Local)
 	case len(args) == 3 && args[0] == "docker-proxy":
 		err = dockerproxy.Serve(stop, args[1], args[2], hclog.Default())
 	case len(args) == 2 && args[0] == "vm-power":
@@ -56,6 +62,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "companion:", err)
 		os.Exit(1)
 	}
+}
+
+// stdio is standard input and output as one stream.
+type stdio struct {
+	io.ReadCloser
+	io.Writer
 }
 
 // linger is how long a command that was run by Nomad's exec outlives its

@@ -2,6 +2,7 @@ package dockerproxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,9 @@ const (
 	// LabelOwnMounts names files, separated by commas, at which a volume takes the
 	// place of what the driver mounts: two mounts at one place are an error.
 	LabelOwnMounts = "nomad-kubelet.io/own-mounts"
+	// LabelStdinOnce asks that the container's input ends with that of the first
+	// who is attached.
+	LabelStdinOnce = "nomad-kubelet.io/stdin-once"
 	// VersionMark follows the engine's version, as build metadata does.
 	VersionMark = "+nomad-kubelet"
 )
@@ -47,60 +51,69 @@ func (p *Proxy) create(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	if body, err = ownMounts(body); err != nil {
-		refuse(w, http.StatusBadRequest, err)
+	c := &request{}
+	if err := c.decode(body); err != nil {
+		refuse(w, http.StatusBadRequest, fmt.Errorf("read the request for a container: %w", err))
 		return
 	}
-	p.tellImage(r.Context(), body)
-	if body, err = p.user(r.Context(), body); err != nil {
+	p.tellImage(r.Context(), c)
+	if err := p.user(r.Context(), c); err != nil {
 		// The driver tries again only after this answer, and so does the kubelet: a
 		// tag may come to name another image.
 		refuse(w, http.StatusNotFound, err)
 		return
 	}
+	if c.Labels[LabelStdinOnce] != "" {
+		c.set("StdinOnce", true)
+	}
+	if own := c.Labels[LabelOwnMounts]; own != "" {
+		c.dropMounts(strings.Split(own, ","))
+	}
+	if c.changed {
+		if body, err = json.Marshal(c.all); err != nil {
+			refuse(w, http.StatusInternalServerError, err)
+			return
+		}
+	}
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	p.pass.ServeHTTP(w, r)
 }
 
-// ownMounts takes the driver's mounts away where the container has its own, which
-// the driver writes as binds.
-func ownMounts(body []byte) ([]byte, error) {
-	all, host := map[string]json.RawMessage{}, map[string]json.RawMessage{}
-	var labels map[string]string
+// request is for a container: what the proxy reads of it, and all of it, so that
+// what it does not know stays as it is.
+type request struct {
+	Image, User string
+	Labels      map[string]string
+	HostConfig  struct{ Binds []string }
+
+	all     map[string]json.RawMessage
+	changed bool
+}
+
+func (c *request) decode(body []byte) error {
+	return errors.Join(json.Unmarshal(body, c), json.Unmarshal(body, &c.all))
+}
+
+// set changes a part; the values are ours, and can be written.
+func (c *request) set(key string, value any) {
+	c.all[key], _ = json.Marshal(value)
+	c.changed = true
+}
+
+// dropMounts takes the driver's mounts at these places away, since the container
+// has its own there, which the driver writes as binds.
+func (c *request) dropMounts(own []string) {
+	host := map[string]json.RawMessage{}
 	var mounts []json.RawMessage
-	if err := json.Unmarshal(body, &all); err != nil {
-		return nil, fmt.Errorf("read the request for a container: %w", err)
+	if json.Unmarshal(c.all["HostConfig"], &host) != nil || json.Unmarshal(host["Mounts"], &mounts) != nil {
+		return // there are none
 	}
-	if err := read(all["Labels"], &labels); err != nil || labels[LabelOwnMounts] == "" {
-		return body, err
-	}
-	if err := errors.Join(read(all["HostConfig"], &host), read(host["Mounts"], &mounts)); err != nil {
-		return nil, err
-	}
-	own := strings.Split(labels[LabelOwnMounts], ",")
 	mounts = slices.DeleteFunc(mounts, func(m json.RawMessage) bool {
 		var at struct{ Target string }
 		return json.Unmarshal(m, &at) == nil && slices.Contains(own, at.Target)
 	})
-	var err error
-	if host["Mounts"], err = json.Marshal(mounts); err != nil {
-		return nil, err
-	}
-	if all["HostConfig"], err = json.Marshal(host); err != nil {
-		return nil, err
-	}
-	return json.Marshal(all)
-}
-
-// read decodes what may be missing.
-func read(from json.RawMessage, into any) error {
-	if from == nil {
-		return nil
-	}
-	if err := json.Unmarshal(from, into); err != nil {
-		return fmt.Errorf("read the request for a container: %w", err)
-	}
-	return nil
+	host["Mounts"], _ = json.Marshal(mounts)
+	c.set("HostConfig", host)
 }
 
 // refuse answers as the engine does.
@@ -110,45 +123,27 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()}) // nobody to tell
 }
 
-// user checks and completes the user of a container that is to be made. All
-// else of the request stays as it is.
-func (p *Proxy) user(ctx context.Context, body []byte) ([]byte, error) {
-	var want struct {
-		Image, User string
-		Labels      map[string]string
+// user checks and completes the user of a container that is to be made.
+func (p *Proxy) user(ctx context.Context, c *request) error {
+	who, nonRoot := c.Labels[LabelNonRoot]
+	group := c.Labels[LabelGroup]
+	if c.User != "" || !nonRoot && group == "" {
+		return nil
 	}
-	if err := json.Unmarshal(body, &want); err != nil {
-		return nil, fmt.Errorf("read the request for a container: %w", err)
-	}
-	who, nonRoot := want.Labels[LabelNonRoot]
-	group := want.Labels[LabelGroup]
-	if want.User != "" || !nonRoot && group == "" {
-		return body, nil
-	}
-	image, err := p.image(ctx, want.Image)
+	image, err := p.image(ctx, c.Image)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	user, _, _ := strings.Cut(image.Config.User, ":")
 	if nonRoot {
 		if err := verifyNonRoot(user, who); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if group == "" {
-		return body, nil
+	if group != "" {
+		c.set("User", cmp.Or(user, "0")+":"+group)
 	}
-	if user == "" {
-		user = "0"
-	}
-	all := map[string]json.RawMessage{}
-	if err := json.Unmarshal(body, &all); err != nil {
-		return nil, err
-	}
-	if all["User"], err = json.Marshal(user + ":" + group); err != nil {
-		return nil, err
-	}
-	return json.Marshal(all)
+	return nil
 }
 
 // verifyNonRoot is the kubelet's rule and its words
@@ -181,50 +176,27 @@ func (i *image) id() string {
 }
 
 func (p *Proxy) image(ctx context.Context, name string) (*image, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/images/"+url.PathEscape(name)+"/json", nil)
-	if err != nil {
-		return nil, err
+	var answer image
+	if err := p.ask(ctx, "/images/"+url.PathEscape(name)+"/json", &answer); err != nil {
+		return nil, fmt.Errorf("image %s: %w", name, err)
 	}
-	address(req)
-	resp, err := p.engine.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	var answer struct {
-		image
-		Message string `json:"message"`
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("read image %s: %w", name, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, errors.New(answer.Message)
-	}
-	return &answer.image, nil
+	return &answer, nil
 }
 
 // tellImage leaves the ID of the image in the task's directory, which is that of
 // what the driver binds to /local. Containers of others have none.
-func (p *Proxy) tellImage(ctx context.Context, body []byte) {
-	var want struct {
-		Image      string
-		HostConfig struct{ Binds []string }
-	}
-	if json.Unmarshal(body, &want) != nil {
-		return // the engine says so
-	}
-	for _, bind := range want.HostConfig.Binds {
+func (p *Proxy) tellImage(ctx context.Context, c *request) {
+	for _, bind := range c.HostConfig.Binds {
 		from, to, _ := strings.Cut(bind, ":")
 		if to != "/local" && !strings.HasPrefix(to, "/local:") || filepath.Base(from) != "local" {
 			continue
 		}
-		img, err := p.image(ctx, want.Image)
+		img, err := p.image(ctx, c.Image)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(filepath.Dir(from), ImageFile), []byte(img.id()), 0o644)
 		}
 		if err != nil {
-			p.log.Debug("the ID of an image is not told", "image", want.Image, "error", err)
+			p.log.Debug("the ID of an image is not told", "image", c.Image, "error", err)
 		}
 	}
 }

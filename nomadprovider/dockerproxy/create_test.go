@@ -48,8 +48,8 @@ func TestUserOfTheImage(t *testing.T) {
 		"a user is given":      {`{"Image":"r/a/0","User":"9",` + nonRoot + `}`, 200, `{"Image":"r/a/0","User":"9",` + nonRoot + `}`},
 		"group":                {`{"Image":"r/a/www:www",` + group + `}`, 200, `{"Image":"r/a/www:www",` + group + `,"User":"www:3000"}`},
 		"group of root":        {`{"Image":"r/a/",` + group + `}`, 200, `{"Image":"r/a/",` + group + `,"User":"0:3000"}`},
-		"image that is not":    {`{"Image":"none",` + group + `}`, 404, `{"message":"No such image"}`},
-		"what cannot be read":  {`{`, 400, `{"message":"read the request for a container: unexpected end of JSON input"}`},
+		"image that is not":    {`{"Image":"none",` + group + `}`, 404, `{"message":"image none: 404 Not Found: No such image"}`},
+		"what cannot be read":  {`{`, 400, `{"message":"read the request for a container: unexpected end of JSON input\nunexpected end of JSON input"}`},
 		"user beyond integers": {`{"Image":"r/a/99999999999999999999",` + nonRoot + `}`, 404, `{"message":"container has runAsNonRoot and image has non-numeric user (99999999999999999999), cannot verify user is non-root (container: c)"}`},
 	} {
 		if status, got := post(t, c, r.body); status != r.status || got != r.want {
@@ -70,6 +70,14 @@ func TestImageIsTold(t *testing.T) {
 		if got, err := os.ReadFile(filepath.Join(task, ImageFile)); err != nil || string(got) != r.want {
 			t.Errorf("%q, %v", got, err)
 		}
+	}
+}
+
+func TestStdinOnce(t *testing.T) {
+	_, _, c := start(t)
+	want := `{"Image":"i","Labels":{"nomad-kubelet.io/stdin-once":"true"},"StdinOnce":true}`
+	if status, got := post(t, c, strings.Replace(want, "true}", "false}", 1)); status != http.StatusOK || got != want {
+		t.Errorf("%d %s", status, got)
 	}
 }
 
@@ -104,7 +112,7 @@ func TestVersionIsMarked(t *testing.T) {
 
 // Both sides of what nomad-kubelet and the proxy say to each other.
 func TestSameWords(t *testing.T) {
-	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || LabelOwnMounts != translate.LabelOwnMounts ||
+	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || LabelOwnMounts != translate.LabelOwnMounts || LabelStdinOnce != translate.LabelStdinOnce ||
 		ImageFile != translate.ImageFile || VersionMark != translate.DockerProxyMark {
 		t.Error("translate says it in other words")
 	}

@@ -29,10 +29,10 @@ const (
 
 // The requests that matter, with or without a version before them.
 var (
-	containerPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/([^/]+)/(logs|wait)$`)
+	containerPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/([^/]+)/(logs|wait|exec)$`)
 	createPath    = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/create$`)
 	versionPath   = regexp.MustCompile(`^(?:/v[0-9.]+)?/version$`)
-	execPath      = regexp.MustCompile(`^(?:/v[0-9.]+)?/exec/([^/]+)/(start|json)$`)
+	execPath      = regexp.MustCompile(`^(?:/v[0-9.]+)?/exec/([^/]+)/(start|json|resize)$`)
 )
 
 // Proxy passes requests to a Docker engine; see the package's comment.
@@ -41,19 +41,20 @@ type Proxy struct {
 	pass   *httputil.ReverseProxy
 	logs   *streams
 	execs  *streams
+	calls  *calls
+	dial   func(ctx context.Context) (net.Conn, error)
 	log    hclog.Logger
 }
 
 // New makes a Proxy to the engine that listens on the Unix socket.
 func New(socket string, log hclog.Logger) *Proxy {
+	dial := func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) }
 	engine := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		DisableCompression: true,
 	}
 	return &Proxy{
-		engine: engine, logs: newStreams(), execs: newStreams(), log: log,
+		engine: engine, logs: newStreams(), execs: newStreams(), calls: &calls{by: map[string]*call{}}, dial: dial, log: log,
 		pass: &httputil.ReverseProxy{
 			Transport:     engine,
 			FlushInterval: -1,
@@ -75,6 +76,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case m[2] == "wait":
 			p.wait(w, r, id)
 			return
+		case m[2] == "exec":
+			p.createExec(w, r, id)
+			return
 		case r.URL.Query().Get("follow") != "":
 			defer p.logs.begin(id)()
 		}
@@ -85,10 +89,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if m := execPath.FindStringSubmatch(r.URL.Path); m != nil {
 		id := m[1]
-		if m[2] == "start" {
+		if c := p.calls.get(id); c != nil {
+			p.serveCall(w, r, id, c, m[2])
+			return
+		}
+		switch m[2] {
+		case "start":
 			defer p.execs.forget(id)
 			defer p.execs.begin(id)()
-		} else {
+		case "json":
 			p.settle(r.Context(), p.execs, id, execHold)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,6 +40,14 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
 		in, _ := io.ReadAll(buf) // to the end of the input, which is not the end of the output
 		_, _ = conn.Write(append([]byte("got "), in...))
+	case strings.HasSuffix(r.URL.Path, "/attach"):
+		conn, buf, _ := w.(http.Hijacker).Hijack()
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+		in, _ := io.ReadAll(buf)
+		_, _ = conn.Write(append([]byte("attached to c1: "), in...))
+	case r.URL.Path == "/containers/c1/json":
+		_ = json.NewEncoder(w).Encode(map[string]any{"State": map[string]int{"Pid": os.Getpid()}})
 	case strings.HasPrefix(r.URL.Path, "/images/"):
 		image, _ := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/images/"), "/json")
 		if image == "none" {

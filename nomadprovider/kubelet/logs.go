@@ -97,7 +97,7 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
-	l := &logReader{nomad: s.o.Nomad, namespace: s.o.Namespace, allocID: t.allocID, task: translate.TaskName(t.container)}
+	l := s.logReader(t)
 	streams, err := l.settled(r.Context(), t.ended())
 	if err != nil {
 		code, err := logError(err, t.pod.Name)
@@ -112,6 +112,10 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 		!errors.Is(err, errLimit) && r.Context().Err() == nil {
 		s.o.Log.Warn("a log was cut short", "namespace", t.pod.Namespace, "pod", t.pod.Name, "container", t.container, "error", err)
 	}
+}
+
+func (s *Server) logReader(t *target) *logReader {
+	return &logReader{nomad: s.o.Nomad, namespace: s.o.Namespace, allocID: t.allocID, task: translate.TaskName(t.container)}
 }
 
 // sendLogs writes what there is, then follows.

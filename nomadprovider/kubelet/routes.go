@@ -23,8 +23,12 @@ func (s *Server) routes() http.Handler {
 	for _, uid := range []string{"", "/{uid}"} {
 		mux.HandleFunc("GET /exec/{namespace}/{pod}"+uid+"/{container}", s.exec)
 		mux.HandleFunc("POST /exec/{namespace}/{pod}"+uid+"/{container}", s.exec)
+		mux.HandleFunc("GET /attach/{namespace}/{pod}"+uid+"/{container}", s.attach)
+		mux.HandleFunc("POST /attach/{namespace}/{pod}"+uid+"/{container}", s.attach)
+		mux.HandleFunc("GET /portForward/{namespace}/{pod}"+uid, s.portForward)
+		mux.HandleFunc("POST /portForward/{namespace}/{pod}"+uid, s.portForward)
 	}
-	for _, p := range []string{"/attach/", "/portForward/", "/run/", "/stats/", "/metrics", "/metrics/", "/logs/", "/checkpoint/", "/configz"} {
+	for _, p := range []string{"/run/", "/stats/", "/metrics", "/metrics/", "/logs/", "/checkpoint/", "/configz"} {
 		mux.HandleFunc(p, func(w http.ResponseWriter, r *http.Request) {
 			fail(w, http.StatusNotImplemented, fmt.Errorf("%s is not there yet on this virtual node", r.URL.Path))
 		})
@@ -80,7 +84,19 @@ type target struct {
 // find looks up the container in the path. Its error goes with an HTTP code
 // and is worded as the kubelet's.
 func (s *Server) find(r *http.Request) (*target, int, error) {
-	ns, name, container := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container")
+	t, code, err := s.findPod(r)
+	if err != nil {
+		return nil, code, err
+	}
+	if t.container = r.PathValue("container"); !t.locate() {
+		return nil, http.StatusNotFound, fmt.Errorf("container %q not found in pod %q", t.container, t.pod.Name)
+	}
+	return t, 0, nil
+}
+
+// findPod looks up the pod in the path.
+func (s *Server) findPod(r *http.Request) (*target, int, error) {
+	ns, name := r.PathValue("namespace"), r.PathValue("pod")
 	pod, alloc, err := s.o.Pods.Find(ns, name)
 	if err != nil || pod == nil {
 		s.o.Log.Debug("a pod was asked for that is not here", "namespace", ns, "pod", name, "error", err)
@@ -89,11 +105,7 @@ func (s *Server) find(r *http.Request) (*target, int, error) {
 	if uid := r.PathValue("uid"); uid != "" && string(pod.UID) != uid {
 		return nil, http.StatusNotFound, fmt.Errorf("pod %q does not exist", name)
 	}
-	t := &target{pod: pod, allocID: alloc, container: container}
-	if !t.locate() {
-		return nil, http.StatusNotFound, fmt.Errorf("container %q not found in pod %q", container, name)
-	}
-	return t, 0, nil
+	return &target{pod: pod, allocID: alloc}, 0, nil
 }
 
 // locate finds the container in the pod's spec and status.

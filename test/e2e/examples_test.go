@@ -14,13 +14,21 @@ import (
 // kubectl runs it as a user would.
 func kubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir(), "kubectl"), args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+cluster.KubeconfigFile())
-	out, err := cmd.CombinedOutput()
+	out, err := tryKubectl(t, "", args...)
 	if err != nil {
 		t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return out
+}
+
+// tryKubectl is handed an input and may fail.
+func tryKubectl(t *testing.T, in string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir(), "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+cluster.KubeconfigFile())
+	cmd.Stdin = strings.NewReader(in)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // The examples run as they stand.

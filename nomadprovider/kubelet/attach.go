@@ -1,0 +1,131 @@
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	remotecommandconsts "k8s.io/apimachinery/pkg/util/remotecommand"
+	"k8s.io/client-go/tools/remotecommand"
+	crirc "k8s.io/kubelet/pkg/cri/streaming/remotecommand"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/dockerproxy"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
+)
+
+// attach serves kubectl attach and kubectl run -it over SPDY or websocket.
+func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
+	t, code, err := s.find(r)
+	if err != nil {
+		fail(w, code, err)
+		return
+	}
+	if driver := s.driver(t.pod); driver != "docker" {
+		fail(w, http.StatusNotImplemented, fmt.Errorf("attach is not there for pods on driver %s", driver))
+		return
+	}
+	// As the kubelet's AttachContainer: a container that does not run has no ID.
+	if t.allocID == "" || t.status == nil || t.status.State.Running == nil {
+		fail(w, http.StatusInternalServerError, fmt.Errorf("container not found (%q)", t.container))
+		return
+	}
+	opts, err := crirc.NewOptions(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	// The terminal is the container's, whatever the client asks for
+	// (pkg/kubelet/kubelet_pods.go, GetAttach); with one there is no second stream.
+	if opts.TTY = t.terminal(); opts.TTY {
+		opts.Stderr = false
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	crirc.ServeAttach(&hangupWriter{w, cancel}, r.WithContext(ctx), &attacher{s: s, t: t, stdin: opts.Stdin},
+		t.pod.Name, t.pod.UID, t.container, opts, streamIdle, streamCreation, remotecommandconsts.SupportedStreamingProtocols)
+}
+
+// terminal says whether the container has one.
+func (t *target) terminal() bool {
+	for _, list := range [][]corev1.Container{t.pod.Spec.InitContainers, t.pod.Spec.Containers} {
+		for i := range list {
+			if list[i].Name == t.container {
+				return list[i].TTY
+			}
+		}
+	}
+	for i := range t.pod.Spec.EphemeralContainers {
+		if c := &t.pod.Spec.EphemeralContainers[i]; c.Name == t.container {
+			return c.TTY
+		}
+	}
+	return false
+}
+
+// attacher joins a client to a container's own streams by the docker proxy, or,
+// where the client has none, to what it writes from now on.
+type attacher struct {
+	s     *Server
+	t     *target
+	stdin bool
+}
+
+var _ crirc.Attacher = (*attacher)(nil)
+
+// notFound are the exit codes of a program that a container has not, which is
+// what the docker proxy is where there is none.
+func notFound(code int) bool { return code == 126 || code == 127 }
+
+func (a *attacher) AttachContainer(ctx context.Context, _ string, _ types.UID, container string,
+	in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if in == nil || !a.stdin {
+		in = nothing{ctx}
+	}
+	code, err := a.s.o.Exec.Run(ctx, taskexec.Command{
+		Namespace: a.s.o.Namespace, AllocID: a.t.allocID, Task: translate.TaskName(container), Driver: "docker", Handshake: true,
+		Argv: []string{dockerproxy.CallProgram, dockerproxy.CallAttach},
+		In:   in, Out: &streamWriter{w: out, cancel: cancel}, ErrOut: &streamWriter{w: errOut, cancel: cancel}, TTY: tty, Sizes: sizes(ctx, resize),
+	})
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("the client has left")
+	case err != nil:
+		return err
+	case notFound(code) && a.stdin:
+		return errors.New("the container's input is reached by the docker proxy only, which its Nomad client has not")
+	case notFound(code):
+		return a.follow(ctx, out)
+	case code != 0:
+		return fmt.Errorf("the docker proxy ended with %d", code)
+	}
+	return nil
+}
+
+// follow hands on what the container writes from now on.
+func (a *attacher) follow(ctx context.Context, out io.Writer) error {
+	l := a.s.logReader(a.t)
+	streams, err := l.streams(ctx)
+	if err != nil {
+		return err
+	}
+	if out == nil {
+		out = io.Discard
+	}
+	return l.follow(ctx, streams, func() bool { return a.s.ended(a.t) }, out)
+}
+
+// nothing is an input that says nothing, and does not end before its time: the
+// end would be taken for the container's input's.
+type nothing struct{ ctx context.Context }
+
+func (n nothing) Read([]byte) (int, error) {
+	<-n.ctx.Done()
+	return 0, io.EOF
+}
