@@ -173,7 +173,7 @@ func (s *Server) call(ctx context.Context, allocID string, w way) (client *forwa
 	in, toCall := io.Pipe()
 	fromCall, out := io.Pipe()
 	var said bytes.Buffer // read after the call's end only
-	var unfinished bool // read after the call's end only
+	var unfinished bool   // read after the call's end only
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -207,6 +207,7 @@ func (c *Controller) podInformer(node string) cache.SharedIndexInformer {
 	}, c.Kube)
 	inf := cache.NewSharedIndexInformer(lw, &corev1.Pod{}, 0, cache.Indexers{
 		byUID:                func(x any) ([]string, error) { return []string{string(x.(*corev1.Pod).UID)}, nil },
+		byHostPort:           func(x any) ([]string, error) { return hostPorts(x.(*corev1.Pod)), nil },
 		cache.NamespaceIndex: cache.MetaNamespaceIndexFunc,
 	})
 	_, _ = inf.AddEventHandler(cache.ResourceEventHandlerFuncs{ // fails only on a stopped informer

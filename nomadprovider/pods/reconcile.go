@@ -67,6 +67,10 @@ func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration,
 	if id := translate.AllocID(&pod.Status); id != "" {
 		return 0, c.lost(ctx, pod, profile, id)
 	}
+	if c.portsTaken(pod) {
+		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonNodePorts, messagePorts)
+		return 0, c.fail(ctx, pod, nil, reasonNodePorts, "Pod was rejected: "+messagePorts)
+	}
 	result, wait, err := c.translate(pod, profile)
 	if err != nil || wait {
 		return 0, c.refuseOrWait(ctx, pod, err)

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/projection"
@@ -372,5 +373,37 @@ func TestRunningPodOutlivesItsConfigMap(t *testing.T) {
 	r.asked("GET var/" + translate.VariablePath(jobID))
 	if s := r.read(pod).Status; s.Phase != corev1.PodRunning {
 		t.Errorf("phase %s", s.Phase)
+	}
+}
+
+// Of two pods that ask for the same port of the node, the later one is rejected;
+// it may have the port when the other has finished.
+func TestHostPortIsTaken(t *testing.T) {
+	r := newRoom(t)
+	ask := func(name string, port int32, made time.Duration) *corev1.Pod {
+		return r.pod(func(p *corev1.Pod) {
+			p.Name, p.UID, p.CreationTimestamp = name, types.UID(name), metav1.NewTime(epoch.Add(made))
+			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: port}}
+		})
+	}
+	first, later, other := ask("first", 8080, 0), ask("later", 8080, second), ask("other", 8081, second)
+	for _, p := range []*corev1.Pod{first, later, other} {
+		if _, err := r.start(ctx, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := r.read(later).Status; got.Phase != corev1.PodFailed || got.Reason != "NodePorts" || !strings.HasPrefix(got.Message, "Pod was rejected: Predicate NodePorts failed") {
+		t.Errorf("%s %s %s", got.Phase, got.Reason, got.Message)
+	}
+	for _, p := range []*corev1.Pod{first, other} {
+		if got := r.read(p).Status; got.Reason == "NodePorts" {
+			t.Errorf("%s: %s %s", p.Name, got.Reason, got.Message)
+		}
+	}
+	done := r.read(first)
+	done.Status.Phase = corev1.PodSucceeded
+	r.look(done)
+	if r.portsTaken(ask("next", 8080, 2*second)) {
+		t.Error("the port of a pod that has finished is still taken")
 	}
 }
