@@ -80,6 +80,13 @@ type Kubelet struct {
 	// self-signed one made at start, as the kubelet's default.
 	TLSCertFile string `json:"tlsCertFile,omitempty"`
 	TLSKeyFile  string `json:"tlsKeyFile,omitempty"`
+	// ServerTLSBootstrap asks the API server for the serving certificates by
+	// CertificateSigningRequests (kubernetes.io/kubelet-serving), as the kubelet's
+	// setting of that name does. Somebody approves them; until then the self-signed
+	// ones serve.
+	ServerTLSBootstrap bool `json:"serverTLSBootstrap,omitempty"`
+	// CertDir keeps them; empty: each process asks for its own.
+	CertDir string `json:"certDir,omitempty"`
 	// ClientCAFile verifies client certificates, such as the API server's; empty:
 	// the CA that the API server publishes (kube-system/extension-apiserver-authentication).
 	ClientCAFile string `json:"clientCAFile,omitempty"`
@@ -227,6 +234,9 @@ func (c *Config) Validate() error {
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		bad("logFormat: %q is neither text nor json", c.LogFormat)
+	}
+	if c.Kubelet.ServerTLSBootstrap && c.Kubelet.TLSCertFile != "" {
+		bad("kubelet.serverTLSBootstrap: there are tlsCertFile and tlsKeyFile, too: leave out one or the other")
 	}
 	if (c.Kubelet.TLSCertFile == "") != (c.Kubelet.TLSKeyFile == "") {
 		bad("kubelet: tlsCertFile and tlsKeyFile go together")

@@ -22,6 +22,7 @@ var permissions = []permission{
 	{resource: "serviceaccounts", sub: "token", verbs: []string{"create"}, breaks: "pods with a service account's token do not start", vital: true},
 	{group: "authentication.k8s.io", resource: "tokenreviews", verbs: []string{"create"}, breaks: "kubectl logs and exec are refused"},
 	{group: "authorization.k8s.io", resource: "subjectaccessreviews", verbs: []string{"create"}, breaks: "kubectl logs and exec are refused"},
+	{group: "certificates.k8s.io", resource: "certificatesigningrequests", verbs: []string{"create", "get", "list", "watch"}, breaks: "kubelet.serverTLSBootstrap asks for no certificate"},
 	{resource: "namespaces", name: "kube-system", verbs: []string{"get"}, breaks: "the cluster's ID is not known; set cluster in the configuration"},
 	{group: "coordination.k8s.io", resource: "leases", namespace: "kube-node-lease", verbs: []string{"get", "create", "update"}, breaks: "virtual nodes turn NotReady and their pods are evicted", vital: true},
 	{group: "coordination.k8s.io", resource: "leases", namespace: "kube-system", verbs: []string{"get", "create", "update"}, breaks: "no process is elected to act", vital: true},

@@ -33,6 +33,7 @@ type auth struct {
 	authn authenticator.Request
 	authz authorizer.Authorizer
 	ca    clientCA
+	wrong *failures
 }
 
 // clientCA is a source of the CA of client certificates that follows its changes.
@@ -58,7 +59,7 @@ func newAuth(kube kubernetes.Interface, node, clientCAFile string, log hclog.Log
 	if kube == nil {
 		return nil, errors.New("no API server to ask who may call: refusing to serve")
 	}
-	a := &auth{node: node, log: log}
+	a := &auth{node: node, log: log, wrong: newFailures()}
 	nc := authenticatorfactory.DelegatingAuthenticatorConfig{
 		TokenAccessReviewClient: kube.AuthenticationV1(),
 		WebhookRetryBackoff:     options.DefaultAuthWebhookRetryBackoff(),
@@ -93,8 +94,19 @@ func (a *auth) start(ctx context.Context) { go a.ca.Run(ctx, 1) }
 // wrap is the gate in front of every route, unknown ones included.
 func (a *auth) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		// A certificate costs nobody anything: the API server, which comes with one,
+		// is not to suffer from what its neighbours do.
+		token := r.Header.Get("Authorization") != ""
+		if token && a.wrong.of(r).Tokens() < 1 {
+			http.Error(w, "too many requests from this address were not authenticated", http.StatusTooManyRequests)
+			return
+		}
 		who, ok, err := a.authn.AuthenticateRequest(r)
 		if err != nil || !ok {
+			if token {
+				a.wrong.of(r).Allow()
+			}
 			a.log.Debug("a request was not authenticated", "path", r.URL.Path, "from", r.RemoteAddr, "error", err)
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			return

@@ -13,8 +13,20 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
-func (s *Server) routes() http.Handler {
-	mux := http.NewServeMux()
+// table is a mux that knows its patterns, so that a test can walk them all.
+type table struct {
+	*http.ServeMux
+	patterns []string
+}
+
+// HandleFunc adds a route.
+func (t *table) HandleFunc(pattern string, handler func(http.ResponseWriter, *http.Request)) {
+	t.patterns = append(t.patterns, pattern)
+	t.ServeMux.HandleFunc(pattern, handler)
+}
+
+func (s *Server) routes() *table {
+	mux := &table{ServeMux: http.NewServeMux()}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) })
 	mux.HandleFunc("GET /pods", s.pods)
 	mux.HandleFunc("GET /pods/", s.pods)

@@ -116,6 +116,15 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			ClientAuth: tls.RequestClientCert,
 		},
 	}
+	if s.o.Config.ServerTLSBootstrap {
+		b, err := newBootstrap(ctx, s.o.Kube, s.o.Config, s.o.Node, s.o.NodeIP, s.cert)
+		if err != nil {
+			return fmt.Errorf("kubelet API of node %q: %w", s.o.Node, err)
+		}
+		srv.TLSConfig.GetCertificate = b.get
+		b.manager.Start()
+		defer b.manager.Stop()
+	}
 	s.auth.start(ctx)
 	stopped := make(chan struct{})
 	go func() {

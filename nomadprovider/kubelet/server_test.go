@@ -67,15 +67,19 @@ func testPod() *corev1.Pod {
 	}
 }
 
-// reviews answers as an API server: token "good" is alice, "weak" is bob, and
-// only alice may use the kubelet API.
+// reviews answers as an API server: token "good" is alice, who may use the kubelet
+// API, "weak" is bob, who may not, and "only:x" somebody with the right to nodes/x.
 func reviews(t *testing.T) kubernetes.Interface {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /apis/authentication.k8s.io/v1/tokenreviews", func(w http.ResponseWriter, r *http.Request) {
 		var v authnv1.TokenReview
 		_ = json.NewDecoder(r.Body).Decode(&v)
-		if name := map[string]string{"good": "alice", "weak": "bob"}[v.Spec.Token]; name != "" {
+		name := map[string]string{"good": "alice", "weak": "bob"}[v.Spec.Token]
+		if sub, ok := strings.CutPrefix(v.Spec.Token, "only:"); ok {
+			name = "only:" + sub
+		}
+		if name != "" {
 			v.Status = authnv1.TokenReviewStatus{Authenticated: true, User: authnv1.UserInfo{Username: name}}
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -85,7 +89,7 @@ func reviews(t *testing.T) kubernetes.Interface {
 		var v authzv1.SubjectAccessReview
 		_ = json.NewDecoder(r.Body).Decode(&v)
 		at := v.Spec.ResourceAttributes
-		v.Status.Allowed = v.Spec.User == "alice" && at.Resource == "nodes" && at.Name == "burst"
+		v.Status.Allowed = (v.Spec.User == "alice" || v.Spec.User == "only:"+at.Subresource) && at.Resource == "nodes" && at.Name == "burst"
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(&v)
 	})
@@ -171,7 +175,7 @@ func TestClosedByDefault(t *testing.T) {
 	if code, body := fetch(t, u+"/pods"); code != 200 || !strings.Contains(body, `"kind":"PodList"`) || !strings.Contains(body, `"name":"p"`) {
 		t.Errorf("/pods: %d %s", code, body)
 	}
-	for path, want := range map[string]int{"/nowhere": 404, "/attach/default/p/web": 501, "/stats/summary": 501, "/healthz": 200, "/runningpods/": 200} {
+	for path, want := range map[string]int{"/nowhere": 404, "/stats/summary": 501, "/healthz": 200, "/runningpods/": 200} {
 		if code, body := fetch(t, u+path); code != want {
 			t.Errorf("%s: %d %s", path, code, body)
 		}

@@ -86,9 +86,11 @@ func TestResilience(t *testing.T) {
 		o.Configure = func(c *config.Config) {
 			c.VirtualNodes[0].UnreachableAfter.Duration = shortOutage
 			c.OrphanGuard.Duration = orphanGuard
+			c.Kubelet.ServerTLSBootstrap = true
 		}
 	})
 	ns := namespace(t, h.kube)
+	t.Run("serving certificate", h.testServingCertificate)
 	t.Run("killed during creates and deletes", func(t *testing.T) { h.testKill(t, ns) })
 	keep := await(t, h.kube, create(t, h.kube, ns, pod("keep", "", mock, restart(corev1.RestartPolicyAlways))), 30*time.Second, "ready", ready)
 	t.Run("Nomad away", func(t *testing.T) { h.testNomadAway(t, keep) })
