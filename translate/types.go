@@ -28,6 +28,12 @@ const (
 	// affinity blocks.
 	AnnotationConstraints = Domain + "/constraints"
 	AnnotationAffinities  = Domain + "/affinities"
+	// AnnotationJob, AnnotationAllocation, AnnotationClient and AnnotationUI tell
+	// where in Nomad a pod is, with the address of Nomad's page on it.
+	AnnotationJob        = Domain + "/job"
+	AnnotationAllocation = Domain + "/allocation"
+	AnnotationClient     = Domain + "/client"
+	AnnotationUI         = Domain + "/ui"
 	// AnnotationImageChecksum is the checksum ("sha256:...") of a VM's disk
 	// image that is named by URL.
 	AnnotationImageChecksum = Domain + "/image-checksum"

@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -232,7 +233,7 @@ func (c *Controller) podInformer(node string) cache.SharedIndexInformer {
 
 // metadataChanged tells whether what the downward API shows has changed.
 func (c *Controller) metadataChanged(a, b *corev1.Pod) bool {
-	return fmt.Sprint(a.Labels) != fmt.Sprint(b.Labels) || fmt.Sprint(a.Annotations) != fmt.Sprint(b.Annotations)
+	return !maps.Equal(a.Labels, b.Labels) || !maps.Equal(a.Annotations, b.Annotations)
 }
 
 // podDeleted remembers that a deletion was seen with own eyes; a pod that was

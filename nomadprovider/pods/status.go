@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -89,7 +90,7 @@ func (c *Controller) report(ctx context.Context, pod *corev1.Pod, status corev1.
 	if equality.Semantic.DeepEqual(pod.Status, status) {
 		return nil
 	}
-	patch, err := statusPatch(pod, status)
+	patch, err := statusPatch(pod, status, c.whereabouts(pod, &status))
 	if err != nil {
 		return fmt.Errorf("make a status patch for pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
@@ -107,13 +108,33 @@ func (c *Controller) report(ctx context.Context, pod *corev1.Pod, status corev1.
 	return nil
 }
 
-func statusPatch(pod *corev1.Pod, status corev1.PodStatus) ([]byte, error) {
+// whereabouts are the annotations that tell kubectl describe where in Nomad the
+// pod is. They go with the patch that tells that it runs, and cost nothing.
+func (c *Controller) whereabouts(pod *corev1.Pod, status *corev1.PodStatus) map[string]string {
+	id := translate.AllocID(status)
+	if id == "" || pod.Annotations[translate.AnnotationAllocation] == id {
+		return nil
+	}
+	out := map[string]string{
+		translate.AnnotationAllocation: id,
+		translate.AnnotationJob:        translate.JobID(c.Cluster, pod.UID),
+		translate.AnnotationUI:         strings.TrimSuffix(c.Nomad.Address(), "/") + "/ui/allocations/" + id,
+	}
+	if entry, ok := c.cache.Get(pod.UID); ok {
+		if alloc := primary(pod, entry); alloc != nil && alloc.ID == id {
+			out[translate.AnnotationClient] = alloc.NodeName
+		}
+	}
+	return out
+}
+
+func statusPatch(pod *corev1.Pod, status corev1.PodStatus, annotations map[string]string) ([]byte, error) {
 	// The UID makes sure that a later pod of the same name is not meant.
 	before, err := json.Marshal(corev1.Pod{Status: pod.Status})
 	if err != nil {
 		return nil, err
 	}
-	after, err := json.Marshal(corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: pod.UID}, Status: status})
+	after, err := json.Marshal(corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: pod.UID, Annotations: annotations}, Status: status})
 	if err != nil {
 		return nil, err
 	}

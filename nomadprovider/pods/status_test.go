@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -33,17 +34,23 @@ func TestStatusPatchIsTheDifference(t *testing.T) {
 	if len(patches) != 2 {
 		t.Fatalf("%d patches: %v", len(patches), patches)
 	}
-	for _, p := range patches {
+	for i, p := range patches {
 		var got struct {
-			Metadata map[string]any
-			Spec     any
-			Status   struct{ Conditions []map[string]any }
+			Metadata struct {
+				UID         string
+				Annotations map[string]string
+			}
+			Spec   any
+			Status struct{ Conditions []map[string]any }
 		}
 		if err := json.Unmarshal([]byte(p), &got); err != nil {
 			t.Fatal(err)
 		}
-		if len(got.Metadata) != 1 || got.Metadata["uid"] != "u" || got.Spec != nil {
-			t.Errorf("more than the UID and the status: %s", p)
+		where := map[string]string{
+			translate.AnnotationJob: jobID, translate.AnnotationAllocation: "a1", translate.AnnotationUI: r.nomad.URL + "/ui/allocations/a1",
+		}
+		if got.Metadata.UID != "u" || got.Spec != nil || !maps.Equal(got.Metadata.Annotations, []map[string]string{nil, where}[i]) {
+			t.Errorf("more than the UID, the status and where it runs: %s", p)
 		}
 		for _, c := range got.Status.Conditions {
 			if c["type"] == "example.com/theirs" {

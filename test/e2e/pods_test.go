@@ -32,6 +32,9 @@ func TestRunLogsExecDelete(t *testing.T) {
 	if st.State.Running == nil || st.RestartCount != 0 || !strings.HasPrefix(st.ContainerID, "nomad://") {
 		t.Errorf("container status %+v", st)
 	}
+	if a := p.Annotations; a[translate.AnnotationJob] != jobID(cluster, p) || a[translate.AnnotationClient] == "" || !strings.HasSuffix(a[translate.AnnotationUI], "/ui/allocations/"+translate.AllocID(&p.Status)) {
+		t.Errorf("annotations %v", a)
+	}
 	if !strings.Contains(st.ImageID, "sha256:") {
 		t.Errorf("image ID %q", st.ImageID)
 	}
