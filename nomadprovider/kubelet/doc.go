@@ -1,5 +1,5 @@
 // Package kubelet is the HTTPS API of a virtual node that the API server calls
-// for kubectl logs and kubectl exec.
+// for kubectl logs, exec, attach and port-forward.
 //
 // # Contract
 //
@@ -14,6 +14,10 @@
 //
 // An ephemeral container is found by its name like any other, in the allocation
 // that its status tells.
+//
+// Attach and port-forward are calls of Nomad's exec API, too: to the docker proxy
+// on the pod's client, which is attached to the container or enters its network,
+// or for ports to the pod's companion.
 //
 // # Logs
 //
