@@ -24,6 +24,7 @@ const (
 	Docker            = "dockerd"
 	DockerProxy       = "docker-proxy"
 	Nomad             = "nomad"
+	NomadClient       = "nomad-client"
 	NomadKubelet      = "nomad-kubelet"
 	Containerd        = "containerd"
 	Kubelet           = "kubelet"
@@ -124,7 +125,7 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	}
 	c := newCluster(opts)
 	if old, err := Open(opts.Dir); err == nil && old.anyRunning() {
-		if old.opts.PortBase != opts.PortBase || old.opts.Kubeconfig != opts.Kubeconfig || old.opts.ACL != opts.ACL {
+		if old.opts.PortBase != opts.PortBase || old.opts.Kubeconfig != opts.Kubeconfig || old.opts.ACL != opts.ACL || old.opts.SplitNomad != opts.SplitNomad {
 			return nil, fmt.Errorf("a cluster with other settings runs in %s: stop it first (nomad-kubelet dev down)", opts.Dir)
 		}
 		c.dockerHost = old.dockerHost
@@ -158,7 +159,7 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 }
 
 func (c *Cluster) prepare() error {
-	for _, dir := range []string{"run", "logs", "pki", "nomad-config"} {
+	for _, dir := range []string{"run", "logs", "pki"} {
 		if err := os.MkdirAll(filepath.Join(c.opts.Dir, dir), 0o755); err != nil {
 			return err
 		}
@@ -241,7 +242,7 @@ func (c *Cluster) startNomadSide(ctx context.Context) error {
 	if err := c.seedNomad(ctx); err != nil {
 		return err
 	}
-	if err := c.Start(ctx, Nomad); err != nil {
+	if err := c.startNomad(ctx); err != nil {
 		return err
 	}
 	if c.opts.ACL {
@@ -261,6 +262,9 @@ func (c *Cluster) component(name string) (component, error) {
 	local := func(scheme string, port int, path string) func(context.Context) error {
 		return httpOK(fmt.Sprintf("%s://127.0.0.1:%d%s", scheme, port, path))
 	}
+	if a, ok := c.agent(name); ok {
+		return component{func() (command, error) { return c.agentCommand(a) }, c.agentReady(a), a.address()}, nil
+	}
 	switch name {
 	case Etcd:
 		return component{c.etcdCommand, local("http", c.Ports.Etcd, "/health"), fmt.Sprintf("127.0.0.1:%d", c.Ports.Etcd)}, nil
@@ -274,8 +278,6 @@ func (c *Cluster) component(name string) (component, error) {
 		return component{c.dockerdCommand, c.engine().ping, c.ownDockerHost()}, nil
 	case DockerProxy:
 		return component{c.dockerProxyCommand, newEngine(c.dockerProxyHost()).ping, c.dockerProxyHost()}, nil
-	case Nomad:
-		return component{c.nomadCommand, c.nomadReady, c.NomadAddress()}, nil
 	case NomadKubelet:
 		return component{c.providerCommand, c.providerReady, ""}, nil
 	case Containerd:
@@ -328,7 +330,7 @@ func (c *Cluster) find(name string) (string, error) {
 func (c *Cluster) checkPrograms() error {
 	var errs []error
 	for _, name := range c.started() {
-		if name != Docker && name != DockerProxy && name != NomadKubelet {
+		if name != Docker && name != DockerProxy && name != NomadClient && name != NomadKubelet {
 			_, err := c.find(name)
 			errs = append(errs, err)
 		}
@@ -349,7 +351,7 @@ func lookPath(name string) string {
 	return ""
 }
 
-var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadKubelet, Containerd, Kubelet}
+var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadClient, NomadKubelet, Containerd, Kubelet}
 
 func (c *Cluster) anyRunning() bool {
 	for _, name := range components {

@@ -1,6 +1,6 @@
 // Package devcluster starts and stops a local hybrid: a Kubernetes control
-// plane, a Docker engine, a Nomad agent and nomad-kubelet between them, all as
-// separate processes with their state under one directory.
+// plane, a Docker engine, a Nomad agent (or two) and nomad-kubelet between them,
+// all as separate processes with their state under one directory.
 //
 // It serves `nomad-kubelet dev`, `make demo` and the tests. The processes outlive
 // the program that started them; a later program finds them again by the state

@@ -34,7 +34,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 	}
 	try(c.forgetNodes(ctx))
 	if c.ownNomad() {
-		try(c.stopOne(ctx, Nomad))
+		try(c.stopNomad(ctx))
 		try(c.removeContainers(ctx))
 	}
 	for _, name := range slices.Backward(components) {
@@ -68,7 +68,7 @@ func (c *Cluster) stopOne(ctx context.Context, name string) error {
 	return nil
 }
 
-// ourJobs are the jobs to stop: in an agent of our own all, in somebody else's
+// ourJobs are the jobs to stop: in a Nomad of our own all, in somebody else's
 // only those of this cluster's pods and their companions.
 func (c *Cluster) ourJobs(client *api.Client) ([]*api.JobListStub, error) {
 	jobs, _, err := client.Jobs().List(&api.QueryOptions{Namespace: "*"})
@@ -83,7 +83,7 @@ func (c *Cluster) ourJobs(client *api.Client) ([]*api.JobListStub, error) {
 // stopJobs stops the pods' jobs while Nomad can still clear up after them. A
 // Nomad that was killed is started once more for that.
 func (c *Cluster) stopJobs(ctx context.Context) error {
-	if c.ownNomad() && !c.Running(Nomad) {
+	if c.ownNomad() && !c.nomadRuns() {
 		if !exists(filepath.Join(c.nomadDir(), "client")) || len(c.allocations()) == 0 {
 			return nil
 		}
@@ -98,7 +98,7 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 				return nil
 			}
 		}
-		if err := c.Start(ctx, Nomad); err != nil {
+		if err := c.startNomad(ctx); err != nil {
 			return nil
 		}
 	}
@@ -222,7 +222,7 @@ func (c *Cluster) clearFiles() error {
 		os.Remove(filepath.Dir(short))
 	}
 	// By name, never all of the directory: --dir may name one with other things.
-	for _, pattern := range []string{"run", "pki", "nomad-config", "etcd", "nomad", "kubeconfig*", "nomad-kubelet.yaml", "*.token", "state.json"} {
+	for _, pattern := range []string{"run", "pki", "nomad-config", "etcd", "nomad", "nomad-server", "kubeconfig*", "nomad-kubelet.yaml", "*.token", "state.json"} {
 		paths, _ := filepath.Glob(filepath.Join(c.opts.Dir, pattern))
 		for _, path := range paths {
 			errs = append(errs, os.RemoveAll(path))

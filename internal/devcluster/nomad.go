@@ -2,15 +2,80 @@ package devcluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
 )
 
+// agent is one process of Nomad.
+type agent struct {
+	// component is its name; see [Cluster.Start].
+	component string
+	// server and client say what it is; it may be both.
+	server, client bool
+	dataDir        string
+	http           int
+}
+
+// agents are the processes of Nomad in the order in which they start: one, or
+// two ([Options.SplitNomad]). Where there are two, the first is the server.
+func (c *Cluster) agents() []agent {
+	if !c.ownNomad() {
+		return nil
+	}
+	one := agent{component: Nomad, server: true, client: true, dataDir: c.nomadDir(), http: c.Ports.NomadHTTP}
+	if !c.opts.SplitNomad {
+		return []agent{one}
+	}
+	return []agent{
+		{component: Nomad, server: true, dataDir: filepath.Join(c.opts.shortDir(), "nomad-server"), http: c.Ports.NomadHTTP},
+		{component: NomadClient, client: true, dataDir: c.nomadDir(), http: c.Ports.NomadClientHTTP},
+	}
+}
+
+// agent is the Nomad agent that is the component of that name.
+func (c *Cluster) agent(component string) (agent, bool) {
+	for _, a := range c.agents() {
+		if a.component == component {
+			return a, true
+		}
+	}
+	return agent{}, false
+}
+
+func (a agent) address() string { return fmt.Sprintf("http://127.0.0.1:%d", a.http) }
+
+// startNomad starts every agent that does not run.
+func (c *Cluster) startNomad(ctx context.Context) error {
+	for _, a := range c.agents() {
+		if err := c.Start(ctx, a.component); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopNomad stops the agents, the client before its server.
+func (c *Cluster) stopNomad(ctx context.Context) error {
+	var errs []error
+	for _, a := range slices.Backward(c.agents()) {
+		errs = append(errs, c.stopOne(ctx, a.component))
+	}
+	return errors.Join(errs...)
+}
+
+// nomadRuns says whether every agent does.
+func (c *Cluster) nomadRuns() bool {
+	return !slices.ContainsFunc(c.agents(), func(a agent) bool { return !c.Running(a.component) })
+}
+
+// nomadDir is the data_dir of the agent that runs pods.
 func (c *Cluster) nomadDir() string { return filepath.Join(c.opts.shortDir(), "nomad") }
 
 // bridge is the name of the pods' network bridge. Each cluster has its own, so
@@ -55,31 +120,37 @@ func (c *Cluster) NomadClient() (*api.Client, error) {
 	return api.NewClient(cfg)
 }
 
-func (c *Cluster) nomadCommand() (command, error) { return c.agentCommand(true) }
-
-// agentCommand runs the agent with exactly the files of deploy/nomad and what
-// they leave to the machine; client says whether it runs pods, too.
-func (c *Cluster) agentCommand(client bool) (command, error) {
+// agentCommand runs an agent with exactly the files of deploy/nomad and what
+// they leave to the machine.
+func (c *Cluster) agentCommand(a agent) (command, error) {
 	path, err := c.find("nomad")
 	if err != nil {
 		return command{}, err
 	}
-	machine, err := c.machineHCL()
+	machine, err := c.machineHCL(a)
 	if err != nil {
 		return command{}, err
 	}
+	dir := filepath.Join(c.opts.Dir, "nomad-config", a.component)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return command{}, err
+	}
 	args := []string{"agent"}
-	for _, f := range []struct{ name, text string }{
-		{"1-server.hcl", c.opts.ServerHCL}, {"2-client.hcl", c.opts.ClientHCL},
-		{"3-machine.hcl", machine}, {"4-extra.hcl", c.opts.ExtraNomadHCL},
+	for _, f := range []struct {
+		name, text string
+		wanted     bool
+	}{
+		{"1-server.hcl", c.opts.ServerHCL, a.server}, {"2-client.hcl", c.opts.ClientHCL, a.client},
+		{"3-machine.hcl", machine, true}, {"4-extra.hcl", c.opts.ExtraNomadHCL, true},
 	} {
-		file := filepath.Join(c.opts.Dir, "nomad-config", f.name)
+		if !f.wanted {
+			continue
+		}
+		file := filepath.Join(dir, f.name)
 		if err := os.WriteFile(file, []byte(f.text), 0o644); err != nil {
 			return command{}, err
 		}
-		if client || f.name != "2-client.hcl" {
-			args = append(args, "-config="+file)
-		}
+		args = append(args, "-config="+file)
 	}
 	var env []string
 	if c.dockerHost != "" {
@@ -96,8 +167,12 @@ func (c *Cluster) agentCommand(client bool) (command, error) {
 // seedNomad runs the server alone until it has its keyring. A client that
 // registers in the moment before is refused and tries again only after 15 to 30
 // seconds, which on the first start of agent and server in one happens each time.
+// A server of its own starts first anyhow.
 func (c *Cluster) seedNomad(ctx context.Context) error {
 	const seed = "nomad-seed"
+	if c.opts.SplitNomad {
+		return nil
+	}
 	defer c.Stop(context.WithoutCancel(ctx), seed)
 	if err := c.Stop(ctx, seed); err != nil { // of an interrupted start
 		return err
@@ -106,7 +181,9 @@ func (c *Cluster) seedNomad(ctx context.Context) error {
 		return nil
 	}
 	return c.step("nomad keyring", func() (string, error) {
-		cmd, err := c.agentCommand(false)
+		server := c.agents()[0]
+		server.component, server.client = seed, false
+		cmd, err := c.agentCommand(server)
 		if err != nil {
 			return "", err
 		}
@@ -114,12 +191,13 @@ func (c *Cluster) seedNomad(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		return "", c.ready(ctx, seed, ch, httpSays(c.NomadAddress()+"/.well-known/jwks.json", `"kid"`))
+		return "", c.ready(ctx, seed, ch, c.keyringReady)
 	})
 }
 
-// machineHCL is what client.hcl and server.hcl leave to each machine.
-func (c *Cluster) machineHCL() (string, error) {
+// machineHCL is what client.hcl and server.hcl leave to each machine. Of the
+// ports an agent that is a client alone opens only the first.
+func (c *Cluster) machineHCL(a agent) (string, error) {
 	cni := findCNI()
 	if cni == "" && !c.opts.NoDocker {
 		return "", fmt.Errorf("the CNI plugins are missing: install containernetworking-plugins, or unpack them to %s", cniDirs[0])
@@ -182,7 +260,7 @@ consul {
 acl {
   enabled = %[12]t
 }
-`, c.nomadDir(), c.Ports.NomadHTTP, c.Ports.NomadRPC, c.Ports.NomadSerf, 1000*runtime.NumCPU(), cni,
+`, a.dataDir, a.http, c.Ports.NomadRPC, c.Ports.NomadSerf, 1000*runtime.NumCPU(), cni,
 		ports, ports+1999, c.bridge(), c.podSubnet(), network, c.opts.ACL, filepath.Join(c.nomadDir(), "alloc_mounts")), nil
 }
 
@@ -202,16 +280,27 @@ func findCNI() string {
 	return ""
 }
 
-// nomadReady asks for a leader, and for the client as the scheduler sees it.
-// With access control on there is no token yet, so the agent's health must do.
-func (c *Cluster) nomadReady(ctx context.Context) error {
-	if err := httpOK(c.NomadAddress() + "/v1/agent/health")(ctx); err != nil {
-		return err
+// agentReady asks a server for its leader and its keyring, and for a client as
+// the scheduler sees it. With access control on there is no token yet, so the
+// agent's health must do; and so it must for a client whose server is away.
+func (c *Cluster) agentReady(a agent) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := httpOK(a.address() + "/v1/agent/health")(ctx); err != nil {
+			return err
+		}
+		switch {
+		case !a.client:
+			return c.keyringReady(ctx)
+		case c.opts.ACL && !exists(c.ManagementTokenFile()), !c.Running(Nomad):
+			return nil
+		}
+		return c.clientReady(ctx)
 	}
-	if c.opts.ACL && !exists(c.ManagementTokenFile()) {
-		return nil
-	}
-	return c.clientReady(ctx)
+}
+
+// keyringReady is true once the server takes clients.
+func (c *Cluster) keyringReady(ctx context.Context) error {
+	return httpSays(c.NomadAddress()+"/.well-known/jwks.json", `"kid"`)(ctx)
 }
 
 func (c *Cluster) clientReady(ctx context.Context) error {

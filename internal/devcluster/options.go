@@ -61,7 +61,11 @@ type Options struct {
 	ServerHCL string `json:"serverHCL,omitempty"`
 	ClientHCL string `json:"clientHCL,omitempty"`
 	PolicyHCL string `json:"policyHCL,omitempty"`
-	// ExtraNomadHCL is added to the agent's configuration, last.
+	// SplitNomad runs Nomad's server and its client as two agents, as real
+	// clusters have them: [Nomad] is then the server alone, [NomadClient] what runs
+	// the pods.
+	SplitNomad bool `json:"splitNomad,omitempty"`
+	// ExtraNomadHCL is added to the configuration of every Nomad agent, last.
 	ExtraNomadHCL string `json:"extraNomadHCL,omitempty"`
 
 	// NomadKubelet is the program; empty: in BinDir, otherwise our own executable.
@@ -87,6 +91,8 @@ type Options struct {
 type Ports struct {
 	Etcd, EtcdPeer, APIServer, ControllerManager, Scheduler int
 	NomadHTTP, NomadRPC, NomadSerf                          int
+	// NomadClientHTTP is the client agent's; see [Options.SplitNomad].
+	NomadClientHTTP int
 	// Kubelet is the first virtual node's; the next seven are free for others.
 	Kubelet int
 	// KubeletHealth is the real kubelet's; see [Options.OnPremNode].
@@ -97,7 +103,7 @@ func portsFrom(base int) Ports {
 	return Ports{
 		Etcd: base, EtcdPeer: base + 1, APIServer: base + 2, ControllerManager: base + 3, Scheduler: base + 4,
 		NomadHTTP: base + 6, NomadRPC: base + 7, NomadSerf: base + 8,
-		Kubelet: base + 12, KubeletHealth: base + 9,
+		KubeletHealth: base + 9, NomadClientHTTP: base + 10, Kubelet: base + 12,
 	}
 }
 

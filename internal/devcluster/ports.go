@@ -41,8 +41,11 @@ func (c *Cluster) portsOf() []portOf {
 		out = append(out, portOf{Etcd, c.Ports.Etcd}, portOf{Etcd, c.Ports.EtcdPeer}, portOf{APIServer, c.Ports.APIServer},
 			portOf{ControllerManager, c.Ports.ControllerManager}, portOf{Scheduler, c.Ports.Scheduler})
 	}
-	if c.ownNomad() {
-		out = append(out, portOf{Nomad, c.Ports.NomadHTTP}, portOf{Nomad, c.Ports.NomadRPC}, portOf{Nomad, c.Ports.NomadSerf})
+	for _, a := range c.agents() {
+		out = append(out, portOf{a.component, a.http})
+		if a.server {
+			out = append(out, portOf{a.component, c.Ports.NomadRPC}, portOf{a.component, c.Ports.NomadSerf})
+		}
 	}
 	if !c.opts.NoNomadKubelet && !c.opts.NoNomad {
 		out = append(out, portOf{NomadKubelet, c.Ports.Kubelet})

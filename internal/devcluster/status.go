@@ -15,9 +15,10 @@ func (c *Cluster) SetOutput(w io.Writer) { c.opts.Out = w }
 func (c *Cluster) started() []string {
 	var out []string
 	for _, name := range components {
+		_, agent := c.agent(name)
 		switch {
 		case !c.ownKubernetes() && (name == Etcd || name == APIServer || name == ControllerManager || name == Scheduler),
-			!c.ownNomad() && (name == Docker || name == Nomad),
+			(name == Nomad || name == NomadClient) && !agent, name == Docker && !c.ownNomad(),
 			name == Docker && !c.ownDocker(), name == DockerProxy && !c.proxied(),
 			name == NomadKubelet && (c.opts.NoNomadKubelet || c.opts.NoNomad),
 			(name == Containerd || name == Kubelet) && !c.opts.OnPremNode:
