@@ -71,6 +71,7 @@ const (
 	reasonCrashLoop    = "CrashLoopBackOff"
 	reasonCompleted    = "Completed"
 	reasonError        = "Error"
+	reasonAllocFailed  = "NomadAllocationFailed"
 
 	taskPending = "pending"
 	taskRunning = "running"
@@ -143,8 +144,11 @@ func Status(pod *corev1.Pod, alloc *api.Allocation, f Facts) corev1.PodStatus {
 			s.Phase = corev1.PodPending
 		}
 	}
+	if !over(pod.Status.Phase) && brokenOff(pod, alloc) {
+		s.Phase, s.Reason, s.Message = corev1.PodFailed, reasonAllocFailed, allocFailure(alloc)
+	}
 	if alloc != nil && s.Phase == corev1.PodFailed && s.Reason == "" && !anyStarted(&s) {
-		s.Reason, s.Message = "NomadAllocationFailed", alloc.ClientDescription
+		s.Reason, s.Message = reasonAllocFailed, allocFailure(alloc)
 	}
 	setConditions(&s, pod, alloc, f)
 	setResize(&s, pod, metav1.NewTime(f.Now.Truncate(time.Second)))
@@ -268,8 +272,9 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		st.Ready = (!init || Sidecar(c)) && (!probed || p.Started && p.Ready)
 		st.ImageID = cmp.Or(v.facts.Images[task], st.Image)
 	}
-	// An init container that has ended well is ready, as the kubelet reports it.
-	if init && st.State.Terminated != nil && st.State.Terminated.ExitCode == 0 {
+	// An init container that has ended well is ready, as the kubelet reports it
+	// (pkg/kubelet/prober/prober_manager.go, UpdatePodStatus); a sidecar is not.
+	if init && !Sidecar(c) && st.State.Terminated != nil && st.State.Terminated.ExitCode == 0 {
 		st.Ready = true
 	}
 	return st

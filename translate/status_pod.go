@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -91,6 +92,36 @@ func phase(pod *corev1.Pod, s *corev1.PodStatus) corev1.PodPhase {
 	default:
 		return corev1.PodSucceeded
 	}
+}
+
+// brokenOff says whether Nomad has given the allocation up and ended containers
+// of the pod for that. Those may well have ended in order when they were told to,
+// but what they were there for is not done.
+func brokenOff(pod *corev1.Pod, alloc *api.Allocation) bool {
+	if alloc == nil || alloc.ClientStatus != api.AllocClientStatusFailed {
+		return false
+	}
+	return slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool {
+		ts := alloc.TaskStates[TaskName(c.Name)]
+		if ts == nil || ts.StartedAt.IsZero() {
+			return false
+		}
+		end := LastEnd(ts)
+		return end != nil && slices.ContainsFunc(ts.Events, func(e *api.TaskEvent) bool {
+			given := e.Type == api.TaskSetupFailure || e.Type == api.TaskSiblingFailed
+			return given && e.Time >= ts.StartedAt.UnixNano() && e.Time <= end.Time
+		})
+	})
+}
+
+// allocFailure is why Nomad gave an allocation up, as well as it says.
+func allocFailure(alloc *api.Allocation) string {
+	for _, task := range sortedKeys(alloc.TaskStates) {
+		if e := lastEvent(alloc.TaskStates[task], api.TaskSetupFailure); e != nil {
+			return alloc.ClientDescription + ": " + eventMessage(e)
+		}
+	}
+	return alloc.ClientDescription
 }
 
 // Final turns a status into that of a pod whose allocation is over: what has
