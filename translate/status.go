@@ -252,7 +252,7 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 		}
 	}
 	st.State = v.state(c, ts, st.ContainerID, init)
-	last := v.termination(c, ts, st.ContainerID)
+	last := v.terminationBy(c, ts, endBefore(ts), st.ContainerID)
 	switch {
 	case st.State.Terminated != nil:
 		// The restart is Nomad's; until it happens the count is the kubelet's.

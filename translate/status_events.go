@@ -56,9 +56,25 @@ func lastEvent(ts *api.TaskState, kinds ...string) *api.TaskEvent {
 // none.
 func LastEnd(ts *api.TaskState) *api.TaskEvent { return lastEvent(ts, api.TaskTerminated) }
 
+// endBefore is the event of the exit before the run that a task is in, nil for
+// none. A run may have ended that Nomad still tells as running: what becomes of
+// the task comes in a moment.
+func endBefore(ts *api.TaskState) *api.TaskEvent {
+	for _, e := range slices.Backward(ts.Events) {
+		if e.Type == api.TaskTerminated && (ts.State != taskRunning || e.Time < ts.StartedAt.UnixNano()) {
+			return e
+		}
+	}
+	return nil
+}
+
 // termination is the last exit of a container as the kubelet tells it.
 func (v *view) termination(c *corev1.Container, ts *api.TaskState, id string) *corev1.ContainerStateTerminated {
-	e := LastEnd(ts)
+	return v.terminationBy(c, ts, LastEnd(ts), id)
+}
+
+// terminationBy is the exit that an event tells of, nil for no event.
+func (v *view) terminationBy(c *corev1.Container, ts *api.TaskState, e *api.TaskEvent, id string) *corev1.ContainerStateTerminated {
 	if e == nil {
 		return nil
 	}

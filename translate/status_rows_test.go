@@ -79,6 +79,13 @@ func TestStatusOfContainers(t *testing.T) {
 			tasks: tasks{"web": task("dead", 2, 9, exit(2, 2), exit(0, 10))},
 			want:  "Succeeded; web:Completed(0) x2", conds: condsDone},
 
+		{name: "about to be told as ended", pod: statusPod(policy("Never")), status: "running",
+			tasks: tasks{"web": task("running", 0, 1, event(api.TaskStarted, 1), exit(0, 2))},
+			want:  "Running; web:running ready"},
+		{name: "about to be told as ended again", pod: statusPod(), status: "running",
+			tasks: tasks{"web": task("running", 1, 3, exit(1, 2), event(api.TaskStarted, 3), exit(4, 5))},
+			want:  "Running; web:running ready x1 last=Error(1)"},
+
 		// The end of the allocation.
 		{name: "never started: no more tries", pod: statusPod(policy("Never")), status: "failed",
 			tasks: tasks{"web": task("dead", 0, -1, told(api.TaskDriverFailure, 1, "no such image"))},

@@ -18,7 +18,7 @@ const companionTries = 5
 
 // askCompanion runs one of the companion's commands until it has answered: a
 // call may end without having started it (hashicorp/nomad#27146), and all of
-// them may be run twice.
+// them may be run twice. The error is an [unheardError] when there was no answer.
 func (c *Controller) askCompanion(ctx context.Context, alloc *api.Allocation, command string, in []byte) error {
 	var err error
 	for range companionTries {
@@ -33,7 +33,7 @@ func (c *Controller) askCompanion(ctx context.Context, alloc *api.Allocation, co
 	if err == nil {
 		err = errors.New("no answer")
 	}
-	return fmt.Errorf("the companion's command %s: %w", command, err)
+	return fmt.Errorf("the companion's command %s: %w", command, &unheardError{err})
 }
 
 func (c *Controller) runCompanion(ctx context.Context, alloc *api.Allocation, command string, in []byte) (answer string, err error) {

@@ -30,6 +30,12 @@ const (
 	reasonPreStop   = "FailedPreStopHook"
 	// hookLimit bounds a postStart hook, for which Kubernetes has no limit.
 	hookLimit = time.Hour
+
+	// The pauses before a hook is tried again that could not be run, and after
+	// how many tries it has failed.
+	hookPause    = time.Second
+	hookPauseMax = 30 * time.Second
+	hookTries    = 12
 )
 
 // hookKey names one hook of one run of a container.
@@ -42,6 +48,36 @@ type hookKey struct {
 type hookRun struct {
 	done bool
 	err  error
+	// again is when a hook is tried again that was not heard of, tries is how
+	// often it was not, although Nomad was there.
+	again time.Time
+	tries int
+}
+
+// unheardError is of a hook that could not be run or followed to its end. That
+// is no failure of the hook: neither a Nomad that is away nor a client whose
+// agent starts anew is to cost a container.
+type unheardError struct{ error }
+
+func (e *unheardError) Unwrap() error { return e.error }
+
+func unheard(err error) bool {
+	var u *unheardError
+	return errors.As(err, &u)
+}
+
+// over takes what has come of a try; outage says that nobody could have run it.
+func (r *hookRun) over(err error, outage bool, now time.Time) {
+	r.done, r.err, r.again = true, err, time.Time{}
+	if !unheard(err) {
+		return
+	}
+	if !outage {
+		r.tries++
+	}
+	if r.tries < hookTries {
+		r.again = now.Add(min(hookPause<<max(r.tries-1, 0), hookPauseMax))
+	}
 }
 
 func keyOf(task string, ts *api.TaskState, pre bool) hookKey {
@@ -61,8 +97,8 @@ func containersOf(pod *corev1.Pod) []*corev1.Container {
 }
 
 // workPostStart runs the postStart hooks of containers that have started, and
-// stops those whose hook failed.
-func (c *Controller) workPostStart(pod *corev1.Pod, alloc *api.Allocation) {
+// stops those whose hook failed. It says when to look again.
+func (c *Controller) workPostStart(pod *corev1.Pod, alloc *api.Allocation) (again time.Duration) {
 	for _, ct := range containersOf(pod) {
 		if !c.postStartDue(pod, alloc, ct) {
 			continue
@@ -72,12 +108,15 @@ func (c *Controller) workPostStart(pod *corev1.Pod, alloc *api.Allocation) {
 		}
 		task := translate.TaskName(ct.Name)
 		key := keyOf(task, alloc.TaskStates[task], false)
-		if done, err := c.hook(pod, alloc, ct, key, ct.Lifecycle.PostStart, hookLimit); done && err != nil {
+		done, wait, err := c.hook(pod, alloc, ct, key, ct.Lifecycle.PostStart, hookLimit)
+		again = sooner(again, wait)
+		if done && err != nil {
 			if c.killContainer(pod, alloc, ct, c.Clock.Now().Add(graceOf(pod, nil))) {
 				c.Recorder.Event(containerRef(pod, ct.Name), corev1.EventTypeWarning, reasonPostStart, "PostStartHook failed: container "+ct.Name+" is stopped")
 			}
 		}
 	}
+	return again
 }
 
 // postStartDue says whether the container runs and its postStart hook has not
@@ -135,10 +174,10 @@ func toldRunning(pod *corev1.Pod, name string, ts *api.TaskState) bool {
 	return false
 }
 
-// hook starts a hook of a run, once, and says whether and how it has ended; its
-// end puts the pod into the queue.
-func (c *Controller) hook(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, key hookKey, h *corev1.LifecycleHandler, limit time.Duration) (done bool, err error) {
-	first := false
+// hook starts a hook of a run, once unless it was not heard of, and says whether
+// and how it has ended, or when to look again; its end puts the pod into the queue.
+func (c *Controller) hook(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, key hookKey, h *corev1.LifecycleHandler, limit time.Duration) (done bool, wait time.Duration, err error) {
+	begin := false
 	c.with(pod.UID, func(s *podState) {
 		r := s.hooks[key]
 		if r == nil {
@@ -147,13 +186,19 @@ func (c *Controller) hook(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Con
 					delete(s.hooks, k)
 				}
 			}
-			r, first = &hookRun{}, true
+			r, begin = &hookRun{}, true
 			s.hooks[key] = r
+		}
+		if !r.again.IsZero() {
+			if wait = r.again.Sub(c.Clock.Now()); wait > 0 {
+				return
+			}
+			r.done, r.again, wait, begin = false, time.Time{}, 0, true
 		}
 		done, err = r.done, r.err
 	})
-	if !first {
-		return done, err
+	if !begin {
+		return done, wait, err
 	}
 	c.handlers.Go(func() {
 		ctx, cancel := context.WithTimeout(c.life, limit)
@@ -166,14 +211,15 @@ func (c *Controller) hook(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Con
 			// What a command says may be secret: it is in no event.
 			c.Log.Debug("a lifecycle hook failed", "pod", pod.UID, "container", ct.Name, "preStop", key.pre, "error", err)
 		}
+		outage := c.cache.Current() != nil
 		c.with(pod.UID, func(s *podState) {
 			if r := s.hooks[key]; r != nil {
-				r.done, r.err = true, err
+				r.over(err, outage, c.Clock.Now())
 			}
 		})
 		c.enqueue(pod.UID)
 	})
-	return false, nil
+	return false, 0, nil
 }
 
 // runHandler runs one handler to its end.
@@ -183,10 +229,15 @@ func (c *Controller) runHandler(ctx context.Context, pod *corev1.Pod, alloc *api
 		code, err := c.Exec.Run(ctx, taskexec.Command{
 			Namespace: alloc.Namespace, AllocID: alloc.ID, Task: translate.TaskName(ct.Name), Driver: c.driver(pod), Argv: h.Exec.Command,
 		})
-		if err == nil && code != 0 {
-			err = fmt.Errorf("command %q ended with exit code %d", strings.Join(h.Exec.Command, " "), code)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			return &unheardError{err}
+		case err != nil:
+			return err
+		case code != 0:
+			return fmt.Errorf("command %q ended with exit code %d", strings.Join(h.Exec.Command, " "), code)
 		}
-		return err
+		return nil
 	case h.Sleep != nil:
 		select {
 		case <-c.Clock.After(time.Duration(h.Sleep.Seconds) * time.Second):

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -151,6 +152,62 @@ func TestPostStartFails(t *testing.T) {
 	r.noEvent()
 }
 
+// A hook that could not be run is no failed hook: it is tried again, for a while
+// where Nomad is there and cannot, for as long as it takes where it is away.
+func TestPostStartUnheard(t *testing.T) {
+	r := newRoom(t)
+	lost, ran := errors.New("connection reset"), 0
+	r.run = func(taskexec.Command) (int, error) { ran++; return 0, lost }
+	pod := r.pod(hooked(execHook("warm", "up"), nil))
+	e := entry("running", tasks{"web": running(0, epoch)})
+	r.follows(pod, e)
+	r.woken()
+	if again := r.follows(pod, e); again != hookPause {
+		t.Errorf("look again in %s", again)
+	}
+	if r.follows(pod, e); ran != 1 {
+		t.Errorf("it ran %d times before its time", ran)
+	}
+	r.clock.Step(hookPause)
+	r.follows(pod, e)
+	r.woken()
+	if again := r.follows(pod, e); again != 2*hookPause || ran != 2 {
+		t.Errorf("look again in %s after %d tries", again, ran)
+	}
+	lost = nil
+	r.clock.Step(2 * hookPause)
+	r.follows(pod, e)
+	r.woken()
+	r.follows(pod, e)
+	if got := r.read(pod).Status; ran != 3 || got.Phase != corev1.PodRunning {
+		t.Errorf("%s after %d tries", got.Phase, ran)
+	}
+	r.asked()
+
+	var run hookRun
+	run.over(&unheardError{errors.New("away")}, true, epoch)
+	if run.tries != 0 || !run.again.Equal(epoch.Add(hookPause)) {
+		t.Errorf("%+v", run)
+	}
+	for range hookTries {
+		run.over(&unheardError{errors.New("no such thing")}, false, epoch)
+	}
+	if !run.again.IsZero() || !run.done || run.err == nil {
+		t.Errorf("%+v", run)
+	}
+}
+
+// What Nomad has not told yet of the end of a container is no trouble.
+func TestSignalOfTheDead(t *testing.T) {
+	r := newRoom(t)
+	for text, want := range map[string]bool{"Task not running": true, "Cannot kill container: c: Container c is not running": true, "no route": false} {
+		r.nomad.answers["PUT client/allocation/a1/signal"] = answer{500, text}
+		if err := r.signal(ctx, newAlloc("a1", "running", nil), "web", "SIGKILL"); (err == nil) != want {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func TestHTTPHook(t *testing.T) {
 	r := newRoom(t)
 	var asked, answer string
@@ -177,6 +234,13 @@ func TestHTTPHook(t *testing.T) {
 	answer = companion.AnswerFailed + "connection refused"
 	if err := r.runHandler(ctx, pod, e.Allocs[0], ct, ct.Lifecycle.PostStart); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Error(err)
+	}
+	if err := r.runHandler(ctx, pod, e.Allocs[0], ct, ct.Lifecycle.PostStart); unheard(err) {
+		t.Errorf("an answer is taken for none: %v", err)
+	}
+	answer = ""
+	if err := r.runHandler(ctx, pod, e.Allocs[0], ct, ct.Lifecycle.PostStart); !unheard(err) {
+		t.Errorf("no answer: %v", err)
 	}
 	delete(e.Allocs[0].TaskStates, translate.CompanionTask)
 	if err := r.runHandler(ctx, pod, e.Allocs[0], ct, ct.Lifecycle.PostStart); err == nil {

@@ -85,8 +85,8 @@ func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.A
 		return 0, c.restartVM(ctx, pod, alloc, ct, k)
 	}
 	if !k.signalled {
-		if c.preStop(pod, alloc, ct, left) {
-			return left, nil
+		if wait := c.preStop(pod, alloc, ct, left); wait > 0 {
+			return wait, nil
 		}
 		if err := c.signal(ctx, alloc, task, stopSignal(ct)); err != nil {
 			return 0, err
@@ -106,18 +106,21 @@ func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.A
 	return 0, nil
 }
 
-// preStop says whether the container's preStop hook is still to be waited for;
-// it starts it.
-func (c *Controller) preStop(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, left time.Duration) bool {
+// preStop says how long the container's preStop hook is still to be waited for,
+// at most left; it starts it.
+func (c *Controller) preStop(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, left time.Duration) time.Duration {
 	if ct.Lifecycle == nil || left <= 0 || !translate.HookRuns(ct.Lifecycle.PreStop, c.driver(pod)) {
-		return false
+		return 0
 	}
 	task := translate.TaskName(ct.Name)
-	done, err := c.hook(pod, alloc, ct, keyOf(task, alloc.TaskStates[task], true), ct.Lifecycle.PreStop, left)
+	done, wait, err := c.hook(pod, alloc, ct, keyOf(task, alloc.TaskStates[task], true), ct.Lifecycle.PreStop, left)
 	if done && err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		c.Recorder.Event(containerRef(pod, ct.Name), corev1.EventTypeWarning, reasonPreStop, "PreStopHook failed: container "+ct.Name)
 	}
-	return !done
+	if done {
+		return 0
+	}
+	return sooner(left, wait)
 }
 
 func stopSignal(ct *corev1.Container) string {
@@ -145,7 +148,8 @@ func (c *Controller) restartVM(ctx context.Context, pod *corev1.Pod, alloc *api.
 // signal sends a signal to a task; that it has ended meanwhile comes as an event.
 func (c *Controller) signal(ctx context.Context, alloc *api.Allocation, task, signal string) error {
 	err := c.Nomad.Allocations().Signal(alloc, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx), task, signal)
-	if err != nil && !strings.Contains(err.Error(), "Task not running") {
+	// The second is Docker's word for one that Nomad still takes for running.
+	if err != nil && !strings.Contains(err.Error(), "Task not running") && !strings.Contains(err.Error(), "is not running") {
 		return fmt.Errorf("send %s to task %s of allocation %s: %w", signal, task, alloc.ID, err)
 	}
 	return nil

@@ -263,9 +263,10 @@ func (c *Controller) workContainers(ctx context.Context, pod *corev1.Pod, alloc 
 	if alloc == nil || alloc.ClientTerminalStatus() {
 		return 0, nil
 	}
-	c.workPostStart(pod, alloc)
+	hooks := c.workPostStart(pod, alloc)
 	c.killUnhealthy(pod, alloc)
-	return c.workKills(ctx, pod, alloc)
+	ends, err := c.workKills(ctx, pod, alloc)
+	return sooner(hooks, ends), err
 }
 
 // windDownBy is until when a pod is to have ended whose end has come by itself.
