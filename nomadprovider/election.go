@@ -2,11 +2,14 @@ package nomadprovider
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"sync/atomic"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/tools/leaderelection"
@@ -15,8 +18,35 @@ import (
 
 var getOptions = metav1.GetOptions{}
 
+// retryPause is between two terms of office.
+const retryPause = time.Second
+
+// passing says whether an error is of an API server that is away or overloaded,
+// which another try may find better.
+func passing(err error) bool {
+	var way *url.Error // of every request that got no answer
+	return errors.As(err, &way) || apierrors.IsInternalError(err) || apierrors.IsServiceUnavailable(err) ||
+		apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err)
+}
+
+// persist runs lead until ctx ends or something is wrong that another try would
+// not mend.
+func (p *Provider) persist(ctx context.Context, lead func(context.Context) error) error {
+	for {
+		err := lead(ctx)
+		if err == nil || ctx.Err() != nil || !passing(err) {
+			return err
+		}
+		p.Log.Warn("the API server failed, tries again", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryPause):
+		}
+	}
+}
+
 // elect stands for election again and again and runs lead while in office. It
-// returns lead's error, or nil when ctx ends.
+// returns lead's error, unless another try may mend it, or nil when ctx ends.
 //
 // The shares of the lease follow client-go's defaults (15 s, 10 s, 2 s), so a
 // standby takes over within the lease's duration plus one retry, and at once
@@ -66,14 +96,17 @@ func (p *Provider) elect(ctx context.Context, lead func(context.Context) error) 
 		if started.Load() {
 			<-done
 		}
-		if failure != nil {
+		if failure != nil && !passing(failure) {
 			return failure
 		}
 		if ctx.Err() == nil {
-			p.Log.Warn("lost the lead, stands for election again")
+			if failure == nil {
+				failure = errors.New("the lease was not renewed in time")
+			}
+			p.Log.Warn("lost the lead, stands for election again", "error", failure)
 			select {
 			case <-ctx.Done():
-			case <-time.After(time.Second):
+			case <-time.After(retryPause):
 			}
 		}
 	}

@@ -43,7 +43,7 @@ type Provider struct {
 // another try would not mend.
 func (p *Provider) Run(ctx context.Context) error {
 	if p.Config.LeaderElection.Disabled {
-		return p.lead(ctx)
+		return p.persist(ctx, p.lead)
 	}
 	return p.elect(ctx, p.lead)
 }
