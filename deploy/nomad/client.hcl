@@ -42,6 +42,11 @@ client {
       backoff     = "250ms"
       max_backoff = "5s"
     }
+
+    # A container that is not to run again is held by a Variable. A server that
+    # has just started, or lags behind, does not know of it, and templates ask any
+    # server however far behind it is. 0 asks the leader.
+    max_stale = "0s"
   }
 }
 

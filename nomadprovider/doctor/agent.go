@@ -141,6 +141,19 @@ var clientSettings = []setting{
 		remedy: `client { template { nomad_retry { attempts = 0 backoff = "250ms" max_backoff = "5s" } } }`,
 	},
 	{
+		what: "template max_stale", result: Fail,
+		read: func(a *agentSelf) (string, bool) {
+			// In nanoseconds; Nomad's own is ten years (client/config/config.go).
+			n, ok := a.Config.sub("Client").sub("TemplateConfig").number("MaxStale")
+			if !ok {
+				return "not told", false
+			}
+			return time.Duration(n).String(), n == 0
+		},
+		breaks: "a container that is not to run again may do so when a client and one of Nomad's servers restart",
+		remedy: `client { template { max_stale = "0s" } }`,
+	},
+	{
 		what: "max_kill_timeout", result: Warn,
 		read: func(a *agentSelf) (string, bool) {
 			d, ok := a.Config.sub("Client").duration("MaxKillTimeout")

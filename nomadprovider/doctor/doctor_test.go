@@ -204,8 +204,8 @@ func TestAgentSettings(t *testing.T) {
 		}
 		return &a
 	}
-	bad := parse(`{"config":{"Limits":{"HTTPMaxConnsPerClient":100},"Client":{"MaxKillTimeout":"30s","GCMaxAllocs":50,"TemplateConfig":{"NomadRetry":{"Attempts":12}}},"Server":{"EventBufferSize":100,"JobGCThreshold":"4h"}}}`)
-	good := parse(`{"config":{"Limits":{"HTTPMaxConnsPerClient":0},"Client":{"MaxKillTimeout":"1h","GCMaxAllocs":1000,"TemplateConfig":{"NomadRetry":{"Attempts":0}}},"Server":{"EventBufferSize":20000,"JobGCThreshold":"24h"}}}`)
+	bad := parse(`{"config":{"Limits":{"HTTPMaxConnsPerClient":100},"Client":{"MaxKillTimeout":"30s","GCMaxAllocs":50,"TemplateConfig":{"MaxStale":315360000000000000,"NomadRetry":{"Attempts":12}}},"Server":{"EventBufferSize":100,"JobGCThreshold":"4h"}}}`)
+	good := parse(`{"config":{"Limits":{"HTTPMaxConnsPerClient":0},"Client":{"MaxKillTimeout":"1h","GCMaxAllocs":1000,"TemplateConfig":{"MaxStale":0,"NomadRetry":{"Attempts":0}}},"Server":{"EventBufferSize":20000,"JobGCThreshold":"24h"}}}`)
 	for _, s := range append(clientSettings, serverSettings...) {
 		for a, want := range map[*agentSelf]Result{bad: s.result, good: OK, parse(`{}`): s.result} {
 			r := &Report{}
@@ -293,6 +293,7 @@ func TestLive(t *testing.T) {
 	d := &Doctor{Config: testConfig(nil), KubeErr: errors.New("none"), Nomad: agent.Client}
 	r := d.Run(t.Context())
 	expect(t, r, "template nomad_retry attempts", Fail, "attempts = 0")
+	expect(t, r, "template max_stale", Fail, `max_stale = "0s"`)
 	expect(t, r, "gc_max_allocs", Warn, "1000")
 	expect(t, r, "event_buffer_size", Warn, "20000")
 	expect(t, r, "namespace", OK, "default")
