@@ -157,7 +157,7 @@ func (c *Controller) startOver(pod *corev1.Pod, alloc *api.Allocation, ct *corev
 	var done bool
 	c.with(pod.UID, func(s *podState) {
 		r := s.hooks[keyOf(task, ts, false)]
-		done = r != nil && r.done
+		done = r != nil && r.done && r.again.IsZero() // not to be tried again
 	})
 	return done
 }
