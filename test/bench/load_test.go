@@ -111,11 +111,13 @@ func parallel(n int, f func(i int) error) error {
 	return errors.Join(errs...)
 }
 
+func podName(i int) string { return fmt.Sprintf("p%04d", i) }
+
 // create creates n pods, *atOnce at a time.
 func (h *hybrid) create(ctx context.Context, ns string, n int, build func(name string) *corev1.Pod) ([]*corev1.Pod, error) {
 	out := make([]*corev1.Pod, n)
 	err := parallel(n, func(i int) (err error) {
-		out[i], err = h.kube.CoreV1().Pods(ns).Create(ctx, build(fmt.Sprintf("p%04d", i)), metav1.CreateOptions{})
+		out[i], err = h.kube.CoreV1().Pods(ns).Create(ctx, build(podName(i)), metav1.CreateOptions{})
 		return err
 	})
 	return out, err

@@ -26,17 +26,22 @@ var (
 	atOnce     = flag.Int("at-once", 32, "how many requests to have in flight")
 	withLogs   = flag.Bool("logs", false, "collect logs of the mock tasks, on both sides")
 	memoryPods = flag.Int("memory-pods", 1000, "with how many pods to measure memory")
+	liveRounds = flag.Int("live-rounds", 5, "how often to change an object and see it arrive in volumes")
+	window     = flag.Duration("probe-window", 20*time.Second, "how long to watch probes arrive")
+	crashers   = flag.Int("crash-pods", 20, "how many pods to let crash")
+	gatePods   = flag.Int("gate-pods", 1000, "with how many jobs to measure what gates cost Nomad")
 	settle     = flag.Duration("settle", 20*time.Second, "how long to let nomad-kubelet rest before its memory is read")
 	program    = flag.String("program", "", "nomad-kubelet to measure, an absolute path; bin/nomad-kubelet unless given")
+	portBase   = flag.Int("port-base", 23000, "the first of the hybrid's 20 ports")
 	output     = flag.String("figures", "../../.dev/bench.json", "where to write the figures")
 )
 
 const (
-	portBase  = 23000
-	proxyPort = portBase + 19
-	image     = "busybox:1.36"
+	image = "busybox:1.36"
 
 	mockClass = "nomad-mock"
+	// execClass is a mock whose tasks also pretend to run commands.
+	execClass = "nomad-mock-exec"
 	// directNamespace is Nomad's, for direct jobs: nomad-kubelet, which follows
 	// the events of its own namespace, then does no work for them.
 	directNamespace = "bench-direct"
@@ -52,6 +57,8 @@ type hybrid struct {
 	profile translate.NodeProfile
 	pods    *podWatch
 	direct  *jobWatch
+	// marksDir is where containers may leave marks; see [hybrid.marks].
+	marksDir string
 }
 
 var (
@@ -96,15 +103,20 @@ func start(ctx context.Context) error {
 		return err
 	}
 	hy = &hybrid{}
-	if hy.proxy, err = startProxy(proxyPort, fmt.Sprintf("http://127.0.0.1:%d", portBase+6)); err != nil {
+	if hy.proxy, err = startProxy(*portBase+19, fmt.Sprintf("http://127.0.0.1:%d", *portBase+6)); err != nil {
+		return err
+	}
+	hy.marksDir = filepath.Join(dir, "marks")
+	if err := os.Mkdir(hy.marksDir, 0o755); err != nil {
 		return err
 	}
 	var node config.VirtualNode
 	hy.Cluster, err = devcluster.Up(ctx, devcluster.Options{
-		Dir: dir, BinDir: bin, PortBase: portBase, OwnDocker: true, MockRuntime: true,
+		Dir: dir, BinDir: bin, PortBase: *portBase, OwnDocker: true, MockRuntime: true,
 		CacheDir: filepath.Join(bin, "..", ".dev", "bench-cache"),
-
-		Out: os.Stdout, NomadKubelet: *program,
+		// Its profiles tell how many queries wait in Nomad.
+		ExtraNomadHCL: "enable_debug = true\n",
+		Out:           os.Stdout, NomadKubelet: *program,
 		Configure: func(c *config.Config) {
 			c.Nomad.Address = hy.proxy.address
 			vn := &c.VirtualNodes[0]
@@ -112,6 +124,8 @@ func start(ctx context.Context) error {
 			mock := vn.Runtimes[mockClass]
 			mock.NoLogs = !*withLogs
 			vn.Runtimes[mockClass] = mock
+			vn.Runtimes[execClass] = execRuntime(mock)
+			vn.HostAccess.HostPaths = []string{hy.marksDir}
 			c.Complete()
 			node = *vn
 		},

@@ -164,7 +164,7 @@ func reportMany(b *testing.B, n int, pods, direct []burst) {
 		switch {
 		case strings.HasPrefix(kind, "variable"):
 			variables += count
-		case kind != "register" && kind != "read":
+		case kind != "register" && kind != "read" && kind != execCall:
 			other += count
 		}
 	}

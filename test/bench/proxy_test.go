@@ -86,8 +86,12 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// kindOf names a request; writes have names of their own, all reads are "read".
+// kindOf names a request; writes have names of their own, so has a command that
+// is run in a task, and all reads are "read".
 func kindOf(method, path string) string {
+	if strings.HasPrefix(path, "/v1/client/allocation/") && strings.HasSuffix(path, "/exec") {
+		return execCall
+	}
 	if method == http.MethodGet || method == http.MethodHead {
 		return "read"
 	}
@@ -101,6 +105,9 @@ func kindOf(method, path string) string {
 	}
 	return method + " " + path
 }
+
+// execCall is the kind of a command that is run in a task, and no write.
+const execCall = "exec"
 
 func (p *proxy) snapshot() map[string]int {
 	p.mu.Lock()
@@ -132,6 +139,8 @@ func TestKindOf(t *testing.T) {
 		{"PUT", "/v1/jobs", "register"},
 		{"DELETE", "/v1/job/k8s-a-b", "deregister"},
 		{"PUT", "/v1/var/nomad/jobs/k8s-a-b", "variable put"},
+		{"GET", "/v1/client/allocation/x/exec", "exec"},
+		{"GET", "/v1/client/allocation/x/stats", "read"},
 		{"POST", "/v1/client/allocation/x/signal", "POST /v1/client/allocation/x/signal"},
 	} {
 		if got := kindOf(c.method, c.path); got != c.want {
