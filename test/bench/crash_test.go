@@ -19,8 +19,9 @@ import (
 
 const (
 	restartP95 = 2 * time.Second
-	// crashGap is the time between two crashes: single ones are meant, not a burst.
-	crashGap     = 250 * time.Millisecond
+	// crashGap is the time between two crashes: single ones are meant, not a burst,
+	// and a start of a container takes two cores about half a second.
+	crashGap     = 1500 * time.Millisecond
 	crashTimeout = 2 * time.Minute
 	// raftRest is how long Nomad's log is watched while nothing happens.
 	raftRest = 10 * time.Second
