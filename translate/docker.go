@@ -27,10 +27,10 @@ func (b *builder) dockerTask(c *container) {
 		c.config["interactive"] = true
 		switch {
 		case !c.StdinOnce:
-		case b.dockerProxy(c):
+		case b.in.Node.DockerProxy && b.dockerProxy(c):
 			b.label(c, LabelStdinOnce, "true")
 		default:
-			b.note(c.path+".stdinOnce", "standard input stays open when the first client leaves")
+			b.note(c.path+".stdinOnce", "standard input stays open when the first client leaves: that takes the docker proxy")
 		}
 	}
 	if hosts := hostAliases(b.pod); len(hosts) > 0 && !b.ownHosts() {

@@ -99,6 +99,9 @@ func (b *builder) dockerProxy(c *container) bool {
 	if c.task.Driver != driverDocker || !b.in.Node.DockerProxy && !b.in.Offline {
 		return false
 	}
+	if !b.in.Node.DockerProxy {
+		b.note(c.path, "runs on clients with the docker proxy only (docs/operations.md)")
+	}
 	only := api.Constraint{LTarget: "${attr." + DockerVersionAttribute + "}", Operand: "regexp", RTarget: regexp.QuoteMeta(DockerProxyMark) + "$"}
 	for _, have := range b.job.Constraints {
 		if *have == only {
