@@ -57,7 +57,11 @@ type gateVariant struct {
 	gates, variable bool
 }
 
-var gateVariants = []gateVariant{{name: "without gates"}, {name: "gates", gates: true}, {name: "gates and a Variable each", gates: true, variable: true}}
+var gateVariants = []gateVariant{
+	{name: "without gates"},
+	{name: "gates", gates: true},
+	{name: "gates and a Variable each", gates: true, variable: true},
+}
 
 // BenchmarkGates takes what open gates cost Nomad: the jobs of mock pods with
 // their gate's template, beside the same jobs without it.
@@ -339,13 +343,18 @@ func reportGates(n int, v gateVariant, with, without gateRun) {
 	figures.add("- CPU at rest", fmt.Sprintf("%.2f s in %s", with.RestCPU, gateRest),
 		fmt.Sprintf("%.2f s without; %.1f Variable reads a second beside %.1f", without.RestCPU, with.RestReads, without.RestReads))
 	figures.add(fmt.Sprintf("- CPU for %d writes to gates of other jobs", gateWrites), fmt.Sprintf("%.2f s", with.WriteCPU),
-		fmt.Sprintf("%.2f s without; a write wakes %.1f queries beside %.1f", without.WriteCPU, with.WriteReads/gateWrites, without.WriteReads/gateWrites))
+		fmt.Sprintf("%.2f s without; a write wakes %.1f queries beside %.1f",
+			without.WriteCPU, with.WriteReads/gateWrites, without.WriteReads/gateWrites))
 	figures.add("- from opening a gate to the start of its task", spread(with.Reach), "beside jobs without: "+spread(without.Reach))
-	figures.detail("gates, "+v.name, map[string]any{"with": with, "without": without, "withReach [ms]": msList(with.Reach), "withoutReach [ms]": msList(without.Reach)})
+	figures.detail("gates, "+v.name, map[string]any{
+		"with": with, "without": without, "withReach [ms]": msList(with.Reach), "withoutReach [ms]": msList(without.Reach),
+	})
 }
 
 func TestGoroutines(t *testing.T) {
-	all, in := goroutines("goroutine profile: total 7\n4 @ 0x1 0x2\n#\t0x1\tnomad.(*Server).blockingRPC+0x5\tx.go:1\n\n3 @ 0x3\n#\t0x3\tmain.f+0x1\ty.go:1\n", ".blockingRPC+")
+	all, in := goroutines("goroutine profile: total 7\n"+
+		"4 @ 0x1 0x2\n#\t0x1\tnomad.(*Server).blockingRPC+0x5\tx.go:1\n\n"+
+		"3 @ 0x3\n#\t0x3\tmain.f+0x1\ty.go:1\n", ".blockingRPC+")
 	if all != 7 || in != 4 {
 		t.Errorf("%d goroutines, %d of them in the function", all, in)
 	}

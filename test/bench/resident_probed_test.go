@@ -87,5 +87,7 @@ func BenchmarkResidentProbed(b *testing.B) {
 		fmt.Sprintf("%.0f probes a second where %.0f are due, %d changes of pods in %s; Nomad %.2f cores, the proxy before it %.2f",
 			float64(calls[execCall])/seconds, 2*float64(n)/probedPeriod.Seconds(), flips, probedRest,
 			used[devcluster.Nomad]/seconds, used[cpuBench]/seconds))
-	figures.detail("residentProbed", map[string]any{"emptyMiB": empty, "fullMiB": full, "peakMiB": peak, "cpu": used, "calls": calls, "podUpdates": flips})
+	figures.detail("residentProbed", map[string]any{
+		"emptyMiB": empty, "fullMiB": full, "peakMiB": peak, "cpu": used, "calls": calls, "podUpdates": flips,
+	})
 }
