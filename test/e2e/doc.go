@@ -3,6 +3,5 @@
 // stop when they end. It needs root and the programs under bin/ (make third-party build).
 //
 // Some of it is random, with a fixed seed. By the environment: E2E_SEED tries
-// another, E2E_PODS and E2E_CHAOS set how many random pods and kills TestChaos has,
-// and E2E_PORT_BASE where the ports begin.
+// another, and E2E_PORT_BASE is where the ports begin.
 package e2e
