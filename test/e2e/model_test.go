@@ -219,7 +219,7 @@ func seed(t *testing.T) *rand.Rand {
 func TestRandomPods(t *testing.T) {
 	t.Parallel()
 	h := &hybrid{Cluster: cluster, kube: kube, nomad: nomad}
-	newStage(t, h, namespace(t, kube), seed(t), 14).verify(t, h, 120*time.Second)
+	newStage(t, h, namespace(t, kube), seed(t), 14).verify(t, h, 240*time.Second)
 }
 
 // What is killed under running pods loses none, doubles none, and restarts none
@@ -241,7 +241,7 @@ func TestChaos(t *testing.T) {
 		h.start(t, victim)
 		pause(t, time.Duration(r.IntN(4000))*time.Millisecond)
 	}
-	s.verify(t, h, 180*time.Second)
+	s.verify(t, h, 300*time.Second)
 	for _, p := range s.pods {
 		allocs, _, err := h.nomad.Jobs().Allocations(jobID(h.Cluster, p), true, nil)
 		if err != nil || len(allocs) != 1 {
