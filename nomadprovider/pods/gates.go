@@ -202,6 +202,10 @@ func (c *Controller) setGate(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 	var written bool
 	c.with(pod.UID, func(s *podState) { have, written = s.gates[task] })
 	if have == want && (written || want == "" && !former) {
+		if !written {
+			// No former self wrote it, as a later restart would have to assume.
+			c.with(pod.UID, func(s *podState) { s.gates[task] = "" })
+		}
 		return nil
 	}
 	path := translate.GatePath(job.ID, task)
