@@ -28,6 +28,8 @@ const (
 	// CallForward carries connections to ports of the container's network, as
 	// package forward has it.
 	CallForward = "forward"
+	// CallUsage answers what the client's containers use; see [UsageRequest].
+	CallUsage = "usage"
 )
 
 // callKept is how long a call is known that nobody starts, or after its end.
@@ -166,6 +168,8 @@ func (p *Proxy) startCall(w http.ResponseWriter, r *http.Request, id string, c *
 		err = p.attach(ctx, c, s)
 	case CallForward:
 		err = p.forward(ctx, c, s)
+	case CallUsage:
+		err = p.usage(ctx, s)
 	default:
 		err = fmt.Errorf("%q is no call", c.verb)
 	}

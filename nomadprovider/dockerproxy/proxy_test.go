@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -48,6 +49,10 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = conn.Write(append([]byte("attached to c1: "), in...))
 	case r.URL.Path == "/containers/c1/json":
 		_ = json.NewEncoder(w).Encode(map[string]any{"State": map[string]int{"Pid": os.Getpid()}})
+	case r.URL.RawQuery == "stream=false&one-shot=true":
+		_, _ = io.WriteString(w, map[string]string{"/containers/id-v1/stats": statsV1, "/containers/id-v2/stats": statsV2}[r.URL.Path])
+	case strings.HasPrefix(r.URL.Path, "/containers/") && strings.HasSuffix(r.URL.Path, "/json"):
+		e.inspect(w, path.Base(path.Dir(r.URL.Path)))
 	case strings.HasPrefix(r.URL.Path, "/images/"):
 		image, _ := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/images/"), "/json")
 		if image == "none" {
@@ -66,6 +71,21 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		_, _ = io.WriteString(w, r.Method+" "+r.URL.String()+" "+r.Host)
 	}
+}
+
+// inspect tells of containers; those of Nomad that run have statistics.
+func (e *engine) inspect(w http.ResponseWriter, name string) {
+	pid, labels := os.Getpid(), map[string]string{nomadLabel: "alloc"}
+	switch name {
+	case "none":
+		refuse(w, http.StatusNotFound, errors.New("No such container"))
+		return
+	case "stopped":
+		pid = 0
+	case "theirs":
+		labels = nil
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{"Id": "id-" + name, "State": map[string]int{"Pid": pid}, "Config": map[string]any{"Labels": labels}})
 }
 
 // start runs an engine and a proxy before it.
