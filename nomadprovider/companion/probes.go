@@ -25,13 +25,14 @@ const (
 
 // Probes runs the pod's probes as long as in is open and not silent. Each line
 // of in is the list of all probes that are to run ([]probes.Probe in JSON), each
-// line of out a report ([probes.Report]); empty lines are signs of life. The
-// error is of a line that is not understood, or of a silent in.
+// line of out a report ([probes.Report]) or what was tried since the last such line
+// ([ProbesMade]); empty lines are signs of life. The error is of a line that is not
+// understood, or of a silent in.
 func Probes(ctx context.Context, in io.Reader, out io.Writer, prober probes.Prober, c clock.WithTicker) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &lines{out: out, failed: cancel}
-	set := probes.NewSet(ctx, prober, c, w.report)
+	set := probes.NewSet(ctx, prober, c, w.report, w.made)
 	defer set.Wait()
 	defer cancel()
 	w.write(nil)
@@ -51,7 +52,7 @@ func Probes(ctx context.Context, in io.Reader, out io.Writer, prober probes.Prob
 				set.Update(list)
 			}
 		case <-beat.C():
-			w.write(nil)
+			w.beat()
 		case <-silence.C():
 			return fmt.Errorf("nothing was heard for %s", ProbesSilence)
 		case err := <-ended:
@@ -85,11 +86,44 @@ func readLists(ctx context.Context, in io.Reader, to chan<- []probes.Probe) erro
 	}
 }
 
+// ProbesMade are attempts, for counting.
+type ProbesMade struct {
+	Attempts []probes.Attempt `json:"attempts"`
+}
+
+// madeAtOnce is how many attempts are told by one line, which is not to be long.
+const madeAtOnce = 200
+
 // lines writes whole lines, one at a time.
 type lines struct {
-	mu     sync.Mutex
-	out    io.Writer
-	failed func()
+	mu       sync.Mutex
+	out      io.Writer
+	failed   func()
+	attempts []probes.Attempt
+}
+
+// made tells of attempts with the next sign of life: each for itself they would be
+// many.
+func (l *lines) made(a probes.Attempt) {
+	l.mu.Lock()
+	l.attempts = append(l.attempts, a)
+	full := len(l.attempts) >= madeAtOnce
+	l.mu.Unlock()
+	if full {
+		l.beat()
+	}
+}
+
+// beat is a sign of life.
+func (l *lines) beat() {
+	l.mu.Lock()
+	var line []byte
+	if len(l.attempts) > 0 {
+		line, _ = json.Marshal(ProbesMade{l.attempts}) // no type in it can fail
+	}
+	l.attempts = nil
+	l.mu.Unlock()
+	l.write(line)
 }
 
 func (l *lines) report(r probes.Report) {

@@ -65,6 +65,7 @@ type Controller struct {
 	objects   *projection.Objects
 	writer    *projection.Writer
 	prober    *prober.Prober
+	probes    *probeMetrics
 	informers []cache.SharedIndexInformer
 	services  corelisters.ServiceLister
 	factory   informers.SharedInformerFactory
@@ -153,7 +154,8 @@ func New(o Options) *Controller {
 	c.cache = allocs.New(o.Nomad, list, o.Cluster, c.enqueue, o.Log.Named("allocs"))
 	c.objects = projection.NewObjects(o.Kube, c.changed)
 	c.writer = projection.NewWriter(o.Kube, c.objects, o.Clock)
-	c.prober = prober.New(prober.Options{Exec: o.Exec, Clock: o.Clock, Agent: o.ProbeAgent, Log: o.Log.Named("probes"), Report: c.reported})
+	c.probes = newProbeMetrics(o.Nodes)
+	c.prober = prober.New(prober.Options{Exec: o.Exec, Clock: o.Clock, Agent: o.ProbeAgent, Log: o.Log.Named("probes"), Report: c.reported, Made: c.attempted})
 	c.factory = informers.NewSharedInformerFactory(o.Kube, 0)
 	c.services = c.factory.Core().V1().Services().Lister()
 	return c
@@ -190,6 +192,7 @@ func (c *Controller) forget(uid types.UID) {
 	c.mu.Unlock()
 	c.objects.Release(uid)
 	c.prober.Drop(uid)
+	c.probes.forget(uid)
 	c.queue.Forget(uid)
 }
 

@@ -21,6 +21,8 @@ type Options struct {
 	Log   hclog.Logger
 	// Report is told what comes of the probes, by several goroutines at once.
 	Report func(types.UID, probes.Report)
+	// Made is told of every attempt, of those over the network some seconds later.
+	Made func(types.UID, probes.Attempt)
 }
 
 // Prober runs the probes of pods; it is safe for concurrent use.
@@ -84,10 +86,11 @@ func (p *Prober) Update(ctx context.Context, uid types.UID, t Target, list []pro
 func (p *Prober) add(ctx context.Context, uid types.UID, t Target) *pod {
 	ctx, stop := context.WithCancel(ctx)
 	report := func(r probes.Report) { p.Report(uid, r) }
+	made := func(a probes.Attempt) { p.Made(uid, a) }
 	n := &pod{
 		stop:   stop,
-		exec:   probes.NewSet(ctx, command{p.Exec, t}, p.Clock, report),
-		stream: newStream(p.Options, p.Log.With("pod", uid), report),
+		exec:   probes.NewSet(ctx, command{p.Exec, t}, p.Clock, report, made),
+		stream: newStream(p.Options, p.Log.With("pod", uid), report, made),
 	}
 	p.pods[uid] = n
 	p.group.Go(func() { <-ctx.Done(); n.exec.Wait() })

@@ -83,6 +83,7 @@ type room struct {
 	ctx     context.Context
 	end     context.CancelFunc
 	reports []string
+	made    []string
 }
 
 func newRoom() *room {
@@ -96,6 +97,10 @@ func newRoom() *room {
 			result = fmt.Sprint(*rep.Result)
 		}
 		r.reports = append(r.reports, fmt.Sprintf("%v %s %s/%s %s %s %s", rep.At.Sub(r.start), uid, rep.Container, rep.Kind, rep.Outcome, result, rep.Output))
+	}, Made: func(uid types.UID, a probes.Attempt) {
+		r.tasks.mu.Lock()
+		defer r.tasks.mu.Unlock()
+		r.made = append(r.made, fmt.Sprintf("%s %s/%s %s", uid, a.Container, a.Kind, a.Outcome))
 	}})
 	return r
 }
@@ -150,6 +155,9 @@ func TestNetworkProbesGoThroughOneCall(t *testing.T) {
 		want(t, r.take(&r.calls), "0s a/pod.companion /companion probes me")
 		want(t, r.take(&r.asked), "0s c/Readiness", "10s c/Readiness", "3m0s c/Liveness", "5s c/Liveness")
 		want(t, r.take(&r.reports), "0s u c/Readiness success true ")
+		r.Update(r.ctx, "u", target, nil)
+		r.until(3*time.Minute + companion.ProbesBeat + time.Second)
+		want(t, r.take(&r.made), "u c/Liveness success", "u c/Liveness success", "u c/Readiness success", "u c/Readiness success")
 		r.Drop("u")
 		r.until(5 * time.Minute)
 		want(t, r.take(&r.asked))
@@ -255,6 +263,7 @@ func TestCommands(t *testing.T) {
 			"1s u alloc/Startup failure false broken",
 			`2s u alloc/Startup failure false command timed out: "late x" timed out after 1s`,
 			"3s u alloc/Startup unknown - no such allocation")
+		want(t, r.take(&r.made), "u alloc/Startup success", "u alloc/Startup failure", "u alloc/Startup failure", "u alloc/Startup unknown")
 		want(t, r.take(&r.calls))
 	})
 }

@@ -29,6 +29,7 @@ type stream struct {
 	Options
 	log    hclog.Logger
 	report func(probes.Report)
+	made   func(probes.Attempt)
 
 	mu      sync.Mutex
 	target  Target
@@ -50,8 +51,8 @@ type result struct {
 	ok  bool
 }
 
-func newStream(o Options, log hclog.Logger, report func(probes.Report)) *stream {
-	return &stream{Options: o, log: log, report: report, changed: make(chan struct{}), results: map[key]result{}, handed: map[key]string{}}
+func newStream(o Options, log hclog.Logger, report func(probes.Report), made func(probes.Attempt)) *stream {
+	return &stream{Options: o, log: log, report: report, made: made, changed: make(chan struct{}), results: map[key]result{}, handed: map[key]string{}}
 }
 
 func (s *stream) update(t Target, list []probes.Probe) {
@@ -162,6 +163,24 @@ func (s *stream) line(resume bool) (line []byte, changed <-chan struct{}) {
 	return append(line, '\n'), s.changed
 }
 
+// hear takes a line of the companion's.
+func (s *stream) hear(line []byte) {
+	var said struct {
+		probes.Report
+		companion.ProbesMade
+	}
+	switch err := json.Unmarshal(line, &said); {
+	case err != nil:
+		s.log.Warn("what the companion says of its probes is not understood", "error", err)
+	case len(said.Attempts) > 0:
+		for _, a := range said.Attempts {
+			s.made(a)
+		}
+	default:
+		s.take(said.Report)
+	}
+}
+
 // take hands a report on.
 func (s *stream) take(r probes.Report) {
 	if r.Result != nil {
@@ -230,13 +249,8 @@ func (r *reports) Write(p []byte) (int, error) {
 		case r.heard <- struct{}{}:
 		default:
 		}
-		var report probes.Report
 		if len(line) > 0 && r.ctx.Err() == nil {
-			if err := json.Unmarshal(line, &report); err != nil {
-				r.stream.log.Warn("what the companion says of its probes is not understood", "error", err)
-			} else {
-				r.stream.take(report)
-			}
+			r.stream.hear(line)
 		}
 		r.buf = append(r.buf[:0], rest...)
 	}

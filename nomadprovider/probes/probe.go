@@ -112,6 +112,14 @@ type Report struct {
 	Result *bool `json:"result,omitempty"`
 }
 
+// Attempt is one that was made, for those who count them.
+type Attempt struct {
+	Container string        `json:"container"`
+	Kind      Kind          `json:"kind"`
+	Outcome   Outcome       `json:"outcome"`
+	Took      time.Duration `json:"took"`
+}
+
 // MaxOutput bounds what is kept of an attempt's output, in bytes
 // (pkg/probe/exec and pkg/probe/http, maxReadLength).
 const MaxOutput = 10 << 10

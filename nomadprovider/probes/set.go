@@ -20,6 +20,7 @@ type Set struct {
 	clock  clock.Clock
 	prober Prober
 	report func(Report)
+	made   func(Attempt)
 	group  sync.WaitGroup
 
 	mu      sync.Mutex
@@ -34,9 +35,9 @@ type key struct {
 
 // NewSet makes a Set without probes, which ends with ctx. report may be called
 // by several goroutines at once, and once more for a probe that was just taken
-// out of the set.
-func NewSet(ctx context.Context, prober Prober, c clock.Clock, report func(Report)) *Set {
-	return &Set{ctx: ctx, clock: c, prober: prober, report: report, workers: map[key]*worker{}}
+// out of the set; so may made, which is told of every attempt.
+func NewSet(ctx context.Context, prober Prober, c clock.Clock, report func(Report), made func(Attempt)) *Set {
+	return &Set{ctx: ctx, clock: c, prober: prober, report: report, made: made, workers: map[key]*worker{}}
 }
 
 // Update makes these the probes that run: new ones start, others end, and one
@@ -192,6 +193,7 @@ func (w *worker) attempt(ctx context.Context) (done bool) {
 	if err != nil {
 		r.Outcome, r.Output = Unknown, err.Error()
 	}
+	w.set.made(Attempt{Container: p.Container, Kind: p.Kind, Outcome: r.Outcome, Took: w.set.clock.Since(r.At)})
 	if len(r.Output) > MaxOutput {
 		r.Output = r.Output[:MaxOutput]
 	}

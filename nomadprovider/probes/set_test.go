@@ -57,6 +57,7 @@ type bench struct {
 	start   time.Time
 	mu      sync.Mutex
 	reports []string
+	tried   []string
 	end     context.CancelFunc
 }
 
@@ -64,8 +65,14 @@ func newBench(answers map[string][]answer) *bench {
 	b := &bench{script: &script{answers: answers, asked: map[string][]time.Time{}}, start: time.Now()}
 	ctx, end := context.WithCancel(context.Background())
 	b.end = end
-	b.Set = NewSet(ctx, b.script, clock.RealClock{}, b.took)
+	b.Set = NewSet(ctx, b.script, clock.RealClock{}, b.took, b.made)
 	return b
+}
+
+func (b *bench) made(a Attempt) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tried = append(b.tried, fmt.Sprintf("%s/%s %s %v", a.Container, a.Kind, a.Outcome, a.Took))
 }
 
 func (b *bench) took(r Report) {
@@ -242,6 +249,8 @@ func TestSlow(t *testing.T) {
 		b.Update([]Probe{probe(Liveness, nil)})
 		b.until(76 * time.Second)
 		want(t, b.at("c/Liveness"), "0s 25s 50s 1m15s")
+		// Each attempt is counted at its end, those that tell nothing new included.
+		want(t, strings.Join(b.tried, "\n"), "c/Liveness success 25s", "c/Liveness success 25s", "c/Liveness success 25s")
 	})
 }
 
@@ -291,7 +300,7 @@ func TestOutputIsBounded(t *testing.T) {
 		var got Report
 		long := prober(func() (Outcome, string, error) { return Failure, strings.Repeat("x", 2*MaxOutput), nil })
 		ctx, end := context.WithCancel(context.Background())
-		s := NewSet(ctx, long, clock.RealClock{}, func(r Report) { got = r })
+		s := NewSet(ctx, long, clock.RealClock{}, func(r Report) { got = r }, func(Attempt) {})
 		s.Update([]Probe{probe(Liveness, nil)})
 		synctest.Wait()
 		end()
