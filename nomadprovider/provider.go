@@ -20,7 +20,9 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/kubelet"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/pods"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/stats"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // workers is how many pods are worked on at once. Each takes at most one
@@ -77,15 +79,23 @@ func (p *Provider) lead(ctx context.Context) error {
 		ProbeAgent: node.ProbeAgent(),
 	})
 
+	source := stats.NewSource(p.Nomad, exec)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { clients.Run(ctx); return nil })
 	for i, n := range nodes {
 		vn := p.Config.VirtualNodes[i]
+		used := stats.New(stats.Options{
+			Node: vn.Name, Namespace: vn.Namespace, Pods: func() []stats.Pod { return podsOf(ctrl, vn) },
+			Clients: func() []stats.Client { return clientsOf(clients, n) }, Source: source, Clock: clock.RealClock{},
+			Log: p.Log.Named("stats"),
+		})
 		server, err := kubelet.New(kubelet.Options{
 			Node: vn.Name, Config: p.Config.Kubelet, NodeIP: p.NodeIP, Port: p.Config.Kubelet.Port + i,
 			Kube: p.Kube, Nomad: p.Nomad, Exec: exec, Namespace: vn.Namespace, Pods: finder{ctrl, vn.Name},
 			List: func() []*corev1.Pod { return ctrl.Pods(vn.Name) }, Runtimes: vn.Runtimes,
-			Log: p.Log.Named("kubelet"),
+			Stats:   used,
+			Metrics: kubelet.Metrics{Resource: used.Resource(), CAdvisor: used.CAdvisor(), Probes: ctrl.ProbeMetrics(vn.Name)},
+			Log:     p.Log.Named("kubelet"),
 		})
 		if err != nil {
 			return err
@@ -138,6 +148,43 @@ func (f finder) Find(namespace, name string) (*corev1.Pod, string, error) {
 		return pod, "", err
 	}
 	return pod, alloc.ID, nil
+}
+
+// podsOf shows the pods of a virtual node and their running containers to its
+// statistics.
+func podsOf(ctrl *pods.Controller, vn config.VirtualNode) []stats.Pod {
+	var out []stats.Pod
+	for _, pod := range ctrl.Pods(vn.Name) {
+		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		class := ""
+		if pod.Spec.RuntimeClassName != nil {
+			class = *pod.Spec.RuntimeClassName
+		}
+		p := stats.Pod{
+			Object: pod, Driver: vn.Runtimes[class].Driver,
+			HostNetwork: pod.Spec.HostNetwork || vn.Network == translate.NetworkHost,
+		}
+		for _, r := range ctrl.Runs(pod) {
+			p.Containers = append(p.Containers, stats.Container{
+				Name: r.Container, AllocID: r.Alloc.ID, Client: r.Alloc.NodeID, StartedAt: r.StartedAt,
+			})
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// clientsOf shows the Nomad clients that answer.
+func clientsOf(clients *node.Clients, n *node.Node) []stats.Client {
+	var out []stats.Client
+	for _, c := range clients.List() {
+		if c.Status == api.NodeStatusReady {
+			out = append(out, stats.Client{ID: c.ID, DockerProxy: c.DockerProxy, Counted: n.Counts(c)})
+		}
+	}
+	return out
 }
 
 // ClusterID is the short stable ID of a Kubernetes cluster: the beginning of

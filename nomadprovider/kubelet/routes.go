@@ -40,7 +40,8 @@ func (s *Server) routes() *table {
 		mux.HandleFunc("GET /portForward/{namespace}/{pod}"+uid, s.portForward)
 		mux.HandleFunc("POST /portForward/{namespace}/{pod}"+uid, s.portForward)
 	}
-	for _, p := range []string{"/run/", "/stats/", "/metrics", "/metrics/", "/logs/", "/checkpoint/", "/configz"} {
+	s.metricsRoutes(mux)
+	for _, p := range []string{"/run/", "/logs/", "/checkpoint/", "/configz"} {
 		mux.HandleFunc(p, func(w http.ResponseWriter, r *http.Request) {
 			fail(w, http.StatusNotImplemented, fmt.Errorf("%s is not there yet on this virtual node", r.URL.Path))
 		})

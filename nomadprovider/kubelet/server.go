@@ -12,8 +12,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
@@ -40,6 +42,17 @@ type Pods interface {
 	Find(namespace, name string) (pod *corev1.Pod, allocID string, err error)
 }
 
+// Stats tells what the node and its pods use.
+type Stats interface {
+	// Summary leaves out all but CPU and memory if it is asked to.
+	Summary(ctx context.Context, onlyCPUAndMemory bool) (*statsapi.Summary, error)
+}
+
+// Metrics are those of the kubelet's paths below /metrics.
+type Metrics struct {
+	Resource, CAdvisor, Probes prometheus.Gatherer
+}
+
 // Options are what a Server is made from.
 type Options struct {
 	// Node is the virtual node's name.
@@ -59,6 +72,10 @@ type Options struct {
 	Pods      Pods
 	// List returns all pods of the node; /pods is not served without it.
 	List func() []*corev1.Pod
+	// Stats and Metrics are what the node's pods use; without them the paths are
+	// not served.
+	Stats   Stats
+	Metrics Metrics
 	// Runtimes is the driver table, by RuntimeClass name.
 	Runtimes map[string]translate.Runtime
 	Log      hclog.Logger

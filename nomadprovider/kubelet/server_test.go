@@ -175,7 +175,7 @@ func TestClosedByDefault(t *testing.T) {
 	if code, body := fetch(t, u+"/pods"); code != 200 || !strings.Contains(body, `"kind":"PodList"`) || !strings.Contains(body, `"name":"p"`) {
 		t.Errorf("/pods: %d %s", code, body)
 	}
-	for path, want := range map[string]int{"/nowhere": 404, "/stats/summary": 501, "/healthz": 200, "/runningpods/": 200} {
+	for path, want := range map[string]int{"/nowhere": 404, "/stats/summary": 404, "/configz": 501, "/healthz": 200, "/runningpods/": 200} {
 		if code, body := fetch(t, u+path); code != want {
 			t.Errorf("%s: %d %s", path, code, body)
 		}

@@ -124,6 +124,11 @@ func New(o Options) *Node {
 // Name of the Node.
 func (n *Node) Name() string { return n.o.Config.Name }
 
+// Counts tells whether the Node's capacity counts the client.
+func (n *Node) Counts(c ClientInfo) bool {
+	return c.Ready() && inPool(c, n.o.Config.NodePool, n.o.Config.Datacenters)
+}
+
 // Profile is what translation has to know of this node, as of now.
 func (n *Node) Profile() translate.NodeProfile {
 	n.mu.Lock()
