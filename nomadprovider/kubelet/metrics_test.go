@@ -83,11 +83,6 @@ func TestMetricsRoutes(t *testing.T) {
 			`kubelet_running_containers{container_state="exited"} 1`, "process_start_time_seconds ", "go_goroutines ",
 		},
 	} {
-		for token, code := range map[string]int{"": 401, "wrong": 401, "weak": 403} {
-			if got := request(t, t.Context(), token, u+path).StatusCode; got != code {
-				t.Errorf("%s with token %q: %d, want %d", path, token, got, code)
-			}
-		}
 		code, body := fetch(t, u+path)
 		for _, w := range want {
 			if code != 200 || !strings.Contains(body, w) {
