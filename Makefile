@@ -13,13 +13,14 @@ GO ?= go
 # What the demo runs:
 DEMO_BINS := bin/etcd bin/nomad bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kubectl
 # What only some tests run:
-TEST_BINS := bin/consul bin/kubelet bin/kube-proxy bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause
+TEST_BINS := bin/consul bin/kubelet bin/kube-proxy bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause bin/metrics-server
 # What the conformance suite needs beside the demo's; its control needs a kubelet, too.
 SUITE_BINS := bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause
 
 KUBE := v1.35.4
 NOMAD := 1.11.3
 CONSUL := 1.21.0
+METRICS_SERVER := v0.8.0
 
 # Where several goroutines meet; run once more with the race detector.
 CONCURRENT := ./nomadprovider/pods ./nomadprovider/probes ./nomadprovider/prober ./nomadprovider/taskexec ./nomadprovider/allocs ./nomadprovider/projection ./nomadprovider/companion ./nomadprovider/dockerproxy ./internal/nomadstream
@@ -77,7 +78,7 @@ test-unit: ## Run the unit tests
 	$(GO) test -race $(CONCURRENT)
 
 .PHONY: test-e2e
-test-e2e: programs ## Run the tests on real components
+test-e2e: programs bin/metrics-server ## Run the tests on real components
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/e2e
 
 .PHONY: bench
@@ -151,6 +152,12 @@ $(KUBE_DEMO:%=bin/%) &: tools/kubernetes/go.mod
 bin/kubelet bin/kube-proxy: tools/kubernetes/go.mod
 	@echo "Building $(@F) $(KUBE) (two minutes when nothing is cached)"
 	@cd tools/kubernetes && CGO_ENABLED=0 $(GO) build -v -ldflags "-s -w $(KUBE_LDFLAGS)" -o ../../$@ k8s.io/kubernetes/cmd/$(@F) $(PROGRESS)
+	@touch $@
+
+bin/metrics-server: tools/metrics-server/go.mod
+	@echo "Building metrics-server $(METRICS_SERVER) (about four minutes when nothing is cached)"
+	@cd tools/metrics-server && CGO_ENABLED=0 $(GO) build -v -ldflags "-s -w -X k8s.io/client-go/pkg/version.gitVersion=$(METRICS_SERVER)" \
+		-o ../../bin/metrics-server sigs.k8s.io/metrics-server/cmd/metrics-server $(PROGRESS)
 	@touch $@
 
 bin/agnhost: tools/kubernetes/go.mod

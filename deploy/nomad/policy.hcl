@@ -8,8 +8,8 @@
 
 namespace "default" {
   capabilities = [
-    # See pods' jobs and allocations, at start and after a reconnect, and follow
-    # the event stream.
+    # See pods' jobs and allocations, at start and after a reconnect, follow the
+    # event stream, and read what allocations use.
     "list-jobs",
     "read-job",
     # One job for each pod; stopped and purged when the pod is gone.
@@ -18,7 +18,8 @@ namespace "default" {
     "read-logs",
     # Termination messages, and files for kubectl cp.
     "read-fs",
-    # kubectl exec and attach.
+    # kubectl exec, attach and port-forward, probes and hooks that are commands,
+    # and what the docker proxy tells of containers.
     "alloc-exec",
     # Restart or signal one container of a pod.
     "alloc-lifecycle",
@@ -38,7 +39,7 @@ namespace "default" {
   }
 }
 
-# Capacity, health and addresses of clients.
+# Capacity, health, addresses and load of clients.
 node {
   policy = "read"
 }

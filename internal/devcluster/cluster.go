@@ -28,6 +28,7 @@ const (
 	NomadKubelet      = "nomad-kubelet"
 	Containerd        = "containerd"
 	Kubelet           = "kubelet"
+	MetricsServer     = "metrics-server"
 )
 
 // Cluster is a local hybrid, running or not.
@@ -284,6 +285,8 @@ func (c *Cluster) component(name string) (component, error) {
 		return component{c.containerdCommand, c.containerdReady, c.containerdSocket()}, nil
 	case Kubelet:
 		return component{c.kubeletCommand, c.kubeletReady, c.onPremAddress().String()}, nil
+	case MetricsServer:
+		return component{c.metricsServerCommand, c.metricsServerReady, ""}, nil
 	}
 	return component{}, fmt.Errorf("no component is called %q", name)
 }
@@ -351,7 +354,7 @@ func lookPath(name string) string {
 	return ""
 }
 
-var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadClient, NomadKubelet, Containerd, Kubelet}
+var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadClient, NomadKubelet, Containerd, Kubelet, MetricsServer}
 
 func (c *Cluster) anyRunning() bool {
 	for _, name := range components {

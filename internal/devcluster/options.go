@@ -97,13 +97,15 @@ type Ports struct {
 	Kubelet int
 	// KubeletHealth is the real kubelet's; see [Options.OnPremNode].
 	KubeletHealth int
+	// MetricsServer listens on the pods' bridge; see [Cluster.StartMetricsServer].
+	MetricsServer int
 }
 
 func portsFrom(base int) Ports {
 	return Ports{
 		Etcd: base, EtcdPeer: base + 1, APIServer: base + 2, ControllerManager: base + 3, Scheduler: base + 4,
 		NomadHTTP: base + 6, NomadRPC: base + 7, NomadSerf: base + 8,
-		KubeletHealth: base + 9, NomadClientHTTP: base + 10, Kubelet: base + 12,
+		KubeletHealth: base + 9, NomadClientHTTP: base + 10, MetricsServer: base + 5, Kubelet: base + 12,
 	}
 }
 

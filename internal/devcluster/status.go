@@ -21,7 +21,8 @@ func (c *Cluster) started() []string {
 			(name == Nomad || name == NomadClient) && !agent, name == Docker && !c.ownNomad(),
 			name == Docker && !c.ownDocker(), name == DockerProxy && !c.proxied(),
 			name == NomadKubelet && (c.opts.NoNomadKubelet || c.opts.NoNomad),
-			(name == Containerd || name == Kubelet) && !c.opts.OnPremNode:
+			(name == Containerd || name == Kubelet) && !c.opts.OnPremNode,
+			name == MetricsServer && !c.Running(name): // which is added later
 		default:
 			out = append(out, name)
 		}

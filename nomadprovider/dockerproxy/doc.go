@@ -17,6 +17,10 @@
 // checks or completes it before the engine makes it. That a client has the proxy
 // shows in the version that its docker driver reports.
 //
+// Calls of its own are asked for as commands in a container are (calls.go): one is
+// attached to it, one carries connections into its network, and one tells what all
+// containers of the client use.
+//
 // All else passes through as it is. It is optional: without it pods run with
 // those faults. Like the engine itself it must stay up: the driver takes the end
 // of its connection for the end of its containers.

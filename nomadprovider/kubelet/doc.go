@@ -1,5 +1,6 @@
 // Package kubelet is the HTTPS API of a virtual node that the API server calls
-// for kubectl logs, exec, attach and port-forward.
+// for kubectl logs, exec, attach and port-forward, and metrics-server and Prometheus
+// for what pods use.
 //
 // # Contract
 //
@@ -18,6 +19,10 @@
 // Attach and port-forward are calls of Nomad's exec API, too: to the docker proxy
 // on the pod's client, which is attached to the container or enters its network,
 // or for ports to the pod's companion.
+//
+// /stats/summary and what is below /metrics are filled by the rooms that know
+// (stats, and pods for the probes); /metrics itself is of this process, and the same
+// for all virtual nodes in it but for the kubelet's counts of pods and containers.
 //
 // # Logs
 //

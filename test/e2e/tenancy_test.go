@@ -14,6 +14,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/connect"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // Two Kubernetes clusters on one Nomad do not touch each other's jobs, nor
@@ -96,6 +97,14 @@ func TestAccessControl(t *testing.T) {
 		}
 		return err
 	})
+	// What the pod and the node use, with the docker proxy and without it.
+	node, used := summaryOf(t, h.kube, p, 30*time.Second)
+	if used.Network == nil || *used.CPU.UsageCoreNanoSeconds == 0 || node.CPU == nil || *node.CPU.UsageCoreNanoSeconds == 0 {
+		t.Errorf("statistics: %+v, %+v", node, used)
+	}
+	if _, err := h.policyClient(t).Allocations().Stats(&api.Allocation{ID: translate.AllocID(&p.Status)}, nil); err != nil {
+		t.Errorf("statistics of the allocation: %v", err)
+	}
 	remove(t, h.kube, p, nil)
 	awaitGone(t, h.kube, p, 20*time.Second)
 	awaitNoJob(t, h.nomad, jobID(h.Cluster, p), 20*time.Second)
@@ -108,16 +117,7 @@ func TestAccessControl(t *testing.T) {
 		t.Errorf("a wrong token: %v\n%s", err, out)
 	}
 
-	token, err := os.ReadFile(h.NomadTokenFile())
-	if err != nil {
-		t.Fatal(err)
-	}
-	conf := api.DefaultConfig()
-	conf.Address, conf.SecretID = h.NomadAddress(), strings.TrimSpace(string(token))
-	ours, err := api.NewClient(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ours := h.policyClient(t)
 	for what, try := range map[string]func() error{
 		"read a Variable that is no pod's": func() error { _, _, err := ours.Variables().Peek("secret/of/others", nil); return err },
 		"write a Variable that is no pod's": func() error {
@@ -137,6 +137,22 @@ func TestAccessControl(t *testing.T) {
 			t.Errorf("the token may %s: %v", what, err)
 		}
 	}
+}
+
+// policyClient has nomad-kubelet's own rights in Nomad.
+func (h *hybrid) policyClient(t *testing.T) *api.Client {
+	t.Helper()
+	token, err := os.ReadFile(h.NomadTokenFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := api.DefaultConfig()
+	conf.Address, conf.SecretID = h.NomadAddress(), strings.TrimSpace(string(token))
+	client, err := api.NewClient(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
 }
 
 // What is wrong with the configuration or a connection is said at once, with
