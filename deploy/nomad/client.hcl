@@ -50,6 +50,17 @@ client {
   }
 }
 
+telemetry {
+  # What tasks use, for kubectl top and autoscalers. Nomad looks only if it
+  # publishes it, too, as metrics of the agent. Without this nothing is told of VMs,
+  # nor of containers on a client without the docker proxy.
+  publish_allocation_metrics = true
+
+  # Once a second, Nomad's own choice, keeps the Docker engine busy: each look at a
+  # container takes it a second.
+  collection_interval = "10s"
+}
+
 limits {
   # nomad-kubelet holds one connection for each followed log, exec session and
   # watch, all from one address; Nomad refuses more than 100. 0 is no limit.

@@ -177,6 +177,15 @@ var clientSettings = []setting{
 		breaks: "with more pods than that on the client, finished ones lose their logs at once",
 		remedy: "client { gc_max_allocs = 1000 }",
 	},
+	{
+		what: "telemetry publish_allocation_metrics", result: Warn,
+		read: func(a *agentSelf) (string, bool) {
+			on := a.Config.sub("Telemetry").boolean("PublishAllocationMetrics")
+			return strconv.FormatBool(on), on
+		},
+		breaks: "kubectl top and autoscalers know nothing of VMs, nor of containers without the docker proxy",
+		remedy: `telemetry { publish_allocation_metrics = true collection_interval = "10s" }`,
+	},
 	connectionLimit,
 }
 

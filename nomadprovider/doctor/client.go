@@ -23,7 +23,7 @@ func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
 		r.add(Check{Where: where, What: "agent settings", Result: Unknown, Found: err.Error(),
 			Breaks: "kept grace periods, logs of finished pods, and pods surviving an outage of Nomad's servers depend on them",
 			Remedy: "on that machine compare its configuration with deploy/nomad/client.hcl:\n" +
-				"nomad agent-info; grep -A4 -E 'nomad_retry|max_stale|max_kill_timeout|gc_max_allocs|allow_caps|http_max_conns' /etc/nomad.d/*.hcl"})
+				"nomad agent-info; grep -A4 -E 'nomad_retry|max_stale|max_kill_timeout|gc_max_allocs|allow_caps|http_max_conns|publish_allocation' /etc/nomad.d/*.hcl"})
 		return
 	}
 	for _, s := range clientSettings {

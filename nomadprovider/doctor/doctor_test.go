@@ -205,7 +205,7 @@ func TestAgentSettings(t *testing.T) {
 		return &a
 	}
 	bad := parse(`{"config":{"Limits":{"HTTPMaxConnsPerClient":100},"Client":{"MaxKillTimeout":"30s","GCMaxAllocs":50,"TemplateConfig":{"MaxStale":315360000000000000,"NomadRetry":{"Attempts":12}}},"Server":{"EventBufferSize":100,"JobGCThreshold":"4h"}}}`)
-	good := parse(`{"config":{"Limits":{"HTTPMaxConnsPerClient":0},"Client":{"MaxKillTimeout":"1h","GCMaxAllocs":1000,"TemplateConfig":{"MaxStale":0,"NomadRetry":{"Attempts":0}}},"Server":{"EventBufferSize":20000,"JobGCThreshold":"24h"}}}`)
+	good := parse(`{"config":{"Telemetry":{"PublishAllocationMetrics":true},"Limits":{"HTTPMaxConnsPerClient":0},"Client":{"MaxKillTimeout":"1h","GCMaxAllocs":1000,"TemplateConfig":{"MaxStale":0,"NomadRetry":{"Attempts":0}}},"Server":{"EventBufferSize":20000,"JobGCThreshold":"24h"}}}`)
 	for _, s := range append(clientSettings, serverSettings...) {
 		for a, want := range map[*agentSelf]Result{bad: s.result, good: OK, parse(`{}`): s.result} {
 			r := &Report{}

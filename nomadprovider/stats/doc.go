@@ -14,11 +14,12 @@
 // (dockerproxy.CallUsage): the kernel's own counters, the kubelet's working set,
 // and the traffic of each pod's network. That is exact.
 //
-// Elsewhere, and when that call fails, Nomad is asked for each allocation. It has no
-// counter of CPU time but only how much was used of late: within a second for
-// docker and exec, within five for VMs. The counter is then the integral over the
-// samples, by trapezoids. It is as right as the samples are typical of the time
-// between two scrapes. It counts from the start of a run that is first seen within
+// Elsewhere, and when that call fails, Nomad is asked for each allocation, if its
+// client looks at all (telemetry { publish_allocation_metrics }). It has no counter
+// of CPU time but only how much was used of late: in the last second for docker,
+// since the client's last look for exec and VMs. The counter is then the integral
+// over the samples, by trapezoids. It is as right as the samples are typical of the
+// time between two scrapes. It counts from the start of a run that is first seen within
 // a minute of it, assuming that what is used then was used before, and otherwise
 // from when it is first seen.
 //

@@ -98,7 +98,7 @@ func TestAccessControl(t *testing.T) {
 		return err
 	})
 	// What the pod and the node use, with the docker proxy and without it.
-	node, used := summaryOf(t, h.kube, p, 30*time.Second)
+	node, used := summaryOf(t, h.Cluster, p, 30*time.Second)
 	if used.Network == nil || *used.CPU.UsageCoreNanoSeconds == 0 || node.CPU == nil || *node.CPU.UsageCoreNanoSeconds == 0 {
 		t.Errorf("statistics: %+v, %+v", node, used)
 	}
