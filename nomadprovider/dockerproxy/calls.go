@@ -236,18 +236,15 @@ func (p *Proxy) forward(ctx context.Context, c *call, s *callStream) error {
 }
 
 // pid of a container's process.
-func (p *Proxy) pid(ctx context.Context, container string) (int, error) {
-	var answer struct {
-		Message string `json:"message"`
-		State   struct{ Pid int }
-	}
-	if err := p.ask(ctx, "/containers/"+container+"/json", &answer); err != nil {
+func (p *Proxy) pid(ctx context.Context, id string) (int, error) {
+	c, err := p.inspect(ctx, id)
+	if err != nil {
 		return 0, err
 	}
-	if answer.State.Pid == 0 {
-		return 0, errors.New("the container does not run " + answer.Message)
+	if c.State.Pid == 0 {
+		return 0, errors.New("the container does not run")
 	}
-	return answer.State.Pid, nil
+	return c.State.Pid, nil
 }
 
 // ask reads an answer of the engine's.

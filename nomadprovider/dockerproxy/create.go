@@ -183,21 +183,18 @@ func (p *Proxy) image(ctx context.Context, name string) (*image, error) {
 	return &answer, nil
 }
 
-// tellImage leaves the ID of the image in the task's directory, which is that of
-// what the driver binds to /local. Containers of others have none.
+// tellImage leaves the ID of the image in the task's directory.
 func (p *Proxy) tellImage(ctx context.Context, c *request) {
-	for _, bind := range c.HostConfig.Binds {
-		from, to, _ := strings.Cut(bind, ":")
-		if to != "/local" && !strings.HasPrefix(to, "/local:") || filepath.Base(from) != "local" {
-			continue
-		}
-		img, err := p.image(ctx, c.Image)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(filepath.Dir(from), ImageFile), []byte(img.id()), 0o644)
-		}
-		if err != nil {
-			p.log.Debug("the ID of an image is not told", "image", c.Image, "error", err)
-		}
+	place, ok := placeOf(c.HostConfig.Binds)
+	if !ok {
+		return
+	}
+	img, err := p.image(ctx, c.Image)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(place.dir, ImageFile), []byte(img.id()), 0o644)
+	}
+	if err != nil {
+		p.log.Debug("the ID of an image is not told", "image", c.Image, "error", err)
 	}
 }
 

@@ -31,6 +31,7 @@ const (
 var (
 	containerPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/([^/]+)/(logs|wait|exec)$`)
 	createPath    = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/create$`)
+	startPath     = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/([^/]+)/start$`)
 	versionPath   = regexp.MustCompile(`^(?:/v[0-9.]+)?/version$`)
 	execPath      = regexp.MustCompile(`^(?:/v[0-9.]+)?/exec/([^/]+)/(start|json|resize)$`)
 )
@@ -49,21 +50,27 @@ type Proxy struct {
 // New makes a Proxy to the engine that listens on the Unix socket.
 func New(socket string, log hclog.Logger) *Proxy {
 	dial := func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) }
-	engine := &http.Transport{
+	p := &Proxy{logs: newStreams(), execs: newStreams(), calls: &calls{by: map[string]*call{}}, dial: dial, log: log}
+	p.engine = &http.Transport{
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		DisableCompression: true,
 	}
-	return &Proxy{
-		engine: engine, logs: newStreams(), execs: newStreams(), calls: &calls{by: map[string]*call{}}, dial: dial, log: log,
-		pass: &httputil.ReverseProxy{
-			Transport:     engine,
-			FlushInterval: -1,
-			Rewrite:       func(r *httputil.ProxyRequest) { address(r.Out) },
-			// Of the requests that pass.
-			ModifyResponse: mark,
-			ErrorLog:       log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
-		},
+	p.pass = &httputil.ReverseProxy{
+		Transport:      p.engine,
+		FlushInterval:  -1,
+		Rewrite:        func(r *httputil.ProxyRequest) { address(r.Out) },
+		ModifyResponse: p.answered,
+		ErrorLog:       log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
+	return p
+}
+
+// answered sees the answers to requests that pass, before they do.
+func (p *Proxy) answered(resp *http.Response) error {
+	if m := startPath.FindStringSubmatch(resp.Request.URL.Path); m != nil && resp.StatusCode == http.StatusNoContent {
+		p.started(resp.Request.Context(), m[1])
+	}
+	return mark(resp)
 }
 
 // address makes a request one to the engine.
@@ -80,7 +87,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			p.createExec(w, r, id)
 			return
 		case r.URL.Query().Get("follow") != "":
-			defer p.logs.begin(id)()
+			p.followLog(w, r, id)
+			return
 		}
 	}
 	if createPath.MatchString(r.URL.Path) {

@@ -91,8 +91,15 @@ func (e *engine) inspect(w http.ResponseWriter, name string) {
 // start runs an engine and a proxy before it.
 func start(t *testing.T) (e *engine, proxy string, client *http.Client) {
 	t.Helper()
-	dir := t.TempDir()
 	e = &engine{logs: make(chan struct{}), exited: make(chan struct{})}
+	proxy, client = before(t, e)
+	return e, proxy, client
+}
+
+// before runs a proxy before an engine.
+func before(t *testing.T, e http.Handler) (proxy string, client *http.Client) {
+	t.Helper()
+	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, "engine"))
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +120,7 @@ func start(t *testing.T) (e *engine, proxy string, client *http.Client) {
 	for _, err = net.Dial("unix", proxy); err != nil; _, err = net.Dial("unix", proxy) {
 		time.Sleep(time.Millisecond)
 	}
-	return e, proxy, &http.Client{Transport: &http.Transport{
+	return proxy, &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return net.Dial("unix", proxy) },
 	}}
 }
