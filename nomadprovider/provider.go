@@ -142,12 +142,8 @@ type finder struct {
 }
 
 // Find implements [kubelet.Pods].
-func (f finder) Find(namespace, name string) (*corev1.Pod, string, error) {
-	pod, alloc, err := f.ctrl.Find(f.node, namespace, name)
-	if err != nil || alloc == nil {
-		return pod, "", err
-	}
-	return pod, alloc.ID, nil
+func (f finder) Find(namespace, name string) (*corev1.Pod, *api.Allocation, error) {
+	return f.ctrl.Find(f.node, namespace, name)
 }
 
 // podsOf shows the pods of a virtual node and their running containers to its

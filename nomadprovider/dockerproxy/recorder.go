@@ -19,7 +19,7 @@ const (
 	// each piece of output, and tell its time exactly. What is written beyond is
 	// told at the slot's end, as one piece for each stream.
 	slot  = 10 * time.Millisecond
-	burst = 64
+	burst = 256
 	// flushAfter is how long a record may wait for others to be written with it.
 	flushAfter = 20 * time.Millisecond
 	// segmentBytes and keptSegments bound the index of a task.
@@ -286,6 +286,7 @@ func (r *recorder) close(over bool) {
 	if r.f == nil {
 		return
 	}
+	r.now = max(r.now, time.Now().UnixMicro())
 	if err := r.end(mark); err != nil {
 		r.log.Debug("the end of a log is not told", "task", r.task, "error", err)
 	}

@@ -27,8 +27,28 @@
 // # Logs
 //
 // Nomad keeps a container's stdout and stderr as two series of files without
-// timestamps (alloc/logs/<task>.stdout.0 and on). Hence, unlike a kubelet:
+// timestamps (alloc/logs/<task>.stdout.0 and on), which go on over restarts. What
+// they lack stands in an index that the docker proxy keeps beside the task
+// (package logindex). With it a log is the kubelet's:
 //
+//   - It is that of one run, the current one or, with previous, the one before;
+//     of runs before these nothing is shown. A follow ends with its run.
+//   - Both streams come in the order in which Docker's engine noted them, and each
+//     line with its time there. A container that writes more than 25,600 pieces
+//     a second has times of 10 ms, and within these one stream after the other.
+//   - tailLines is counted over both streams, and since is exact.
+//   - Of a log of very short lines the index may cover less than Nomad keeps
+//     (30 MB a stream): it is of 8 MB, some six bytes a line. What is older is
+//     not shown.
+//
+// It is read as it is sent, so that a client that does not read keeps only its
+// own log waiting. A follow holds one connection to Nomad, for the index; what
+// the index tells is fetched by short calls.
+//
+// Without it, on clients that have no docker proxy and on other drivers:
+//
+//   - The log is that of all runs, a follow goes on over restarts, and previous
+//     is refused.
 //   - What was written before the request comes one stream after the other, the
 //     one written to last coming last; what is written while following comes as
 //     it arrives. Containers with a terminal have one stream only.
@@ -36,7 +56,6 @@
 //   - Timestamps are the time of arrival while following, and for older lines
 //     the time of their file's last write: never earlier than the true ones.
 //   - since leaves out a file whose last write is older, and nothing within one.
-//   - The log goes on over the container's restarts: there is no --previous.
 //
 // A virtual node reaches its clients by way of the Nomad agent that it is
 // configured with, so clients need not be reachable.

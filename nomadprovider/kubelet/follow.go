@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"strconv"
 	"sync"
@@ -43,8 +44,13 @@ func (l *logReader) follow(ctx context.Context, streams []*stream, ended func() 
 				mu.Lock()
 				defer mu.Unlock()
 				last = time.Now()
-				_, err := w.Write(p)
-				return err
+				if _, err := w.Write(p); err != nil {
+					return err
+				}
+				if b, ok := w.(*lineWriter); ok {
+					return b.flush()
+				}
+				return nil
 			})
 			if err != nil && ctx.Err() == nil {
 				cancel(err)
@@ -83,16 +89,16 @@ func (l *logReader) follow(ctx context.Context, streams []*stream, ended func() 
 // followStream follows one stream from the size that was listed; a stream that
 // has no file yet is waited for.
 func (l *logReader) followStream(ctx context.Context, s *stream, emit func([]byte) error) error {
-	offset := s.size()
+	offset, heard := s.size(), time.Now()
 	for ctx.Err() == nil {
 		n, err := l.followOnce(ctx, s.kind, offset, emit)
 		offset += n
-		var u api.UnexpectedResponseError
-		if errors.As(err, &u) && u.StatusCode() != 404 && u.StatusCode() < 500 {
+		if errors.Is(err, errClient) || !passes(err, heard) {
 			return err
 		}
-		if errors.Is(err, errClient) {
-			return err
+		var u api.UnexpectedResponseError
+		if !errors.As(err, &u) {
+			heard = time.Now()
 		}
 		// The connection was cut, or the task is only about to start.
 		select {
@@ -101,6 +107,17 @@ func (l *logReader) followStream(ctx context.Context, s *stream, emit func([]byt
 		}
 	}
 	return nil
+}
+
+// passes says whether an error of Nomad's may pass, which answered last at that
+// time. An agent that restarts does not know its allocations for a moment, and
+// with access control not even its tokens.
+func passes(err error, heard time.Time) bool {
+	var u api.UnexpectedResponseError
+	if !errors.As(err, &u) || u.StatusCode() == http.StatusNotFound || u.StatusCode() >= http.StatusInternalServerError {
+		return true
+	}
+	return u.StatusCode() == http.StatusForbidden && time.Since(heard) < silence
 }
 
 // errClient marks that the reader of the log is gone.

@@ -1,9 +1,9 @@
 package kubelet
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
-	"io"
 	"net/http"
 	"time"
 )
@@ -11,11 +11,14 @@ import (
 // errLimit ends a log at limitBytes.
 var errLimit = errors.New("limitBytes reached")
 
-// lineWriter writes a log to the client: with timestamps if asked for, not
-// beyond the limit of bytes, and flushed at every write, so that kubectl logs
-// -f shows a line when it comes. It is not safe for concurrent use.
+// lineBuffer is how much of a log is collected before it is sent, in bytes.
+const lineBuffer = 16 << 10
+
+// lineWriter writes a log to the client: with timestamps if asked for, and not
+// beyond the limit of bytes. What has been written is sent by flush. It is not
+// safe for concurrent use.
 type lineWriter struct {
-	w          io.Writer
+	w          *bufio.Writer
 	flusher    http.Flusher
 	timestamps bool
 	left       int64 // -1: no limit
@@ -23,15 +26,16 @@ type lineWriter struct {
 	at time.Time
 	// inLine is set after a part of a line.
 	inLine bool
+	// failed is why no more can be written.
+	failed error
 }
 
 func newLineWriter(w http.ResponseWriter, o logOptions) *lineWriter {
 	f, _ := w.(http.Flusher)
-	return &lineWriter{w: w, flusher: f, timestamps: o.timestamps, left: o.limit}
+	return &lineWriter{w: bufio.NewWriterSize(w, lineBuffer), flusher: f, timestamps: o.timestamps, left: o.limit}
 }
 
 func (l *lineWriter) Write(p []byte) (int, error) {
-	defer l.flush()
 	if !l.timestamps {
 		return l.put(p)
 	}
@@ -63,9 +67,12 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 }
 
 func (l *lineWriter) put(p []byte) (int, error) {
-	short := false
-	if l.left >= 0 && int64(len(p)) > l.left {
-		p, short = p[:l.left], true
+	if l.failed != nil || len(p) == 0 {
+		return 0, l.failed
+	}
+	short := l.left >= 0 && int64(len(p)) >= l.left
+	if short {
+		p = p[:l.left]
 	}
 	n, err := l.w.Write(p)
 	if n > 0 {
@@ -77,6 +84,7 @@ func (l *lineWriter) put(p []byte) (int, error) {
 	if err == nil && short {
 		err = errLimit
 	}
+	l.failed = err
 	return n, err
 }
 
@@ -90,8 +98,15 @@ func (l *lineWriter) newLine() error {
 	return err
 }
 
-func (l *lineWriter) flush() {
+// flush sends what has been written, so that kubectl logs -f shows a line when
+// it comes.
+func (l *lineWriter) flush() error {
+	if err := l.w.Flush(); err != nil {
+		l.failed = err
+		return err
+	}
 	if l.flusher != nil {
 		l.flusher.Flush()
 	}
+	return nil
 }

@@ -71,14 +71,28 @@ func (l *logReader) query(ctx context.Context, params map[string]string) *api.Qu
 	return (&api.QueryOptions{Namespace: l.namespace, Params: params}).WithContext(ctx)
 }
 
-// streams lists the files of both streams, the stream written to last coming
-// last.
-func (l *logReader) streams(ctx context.Context) ([]*stream, error) {
+// list lists a directory of the allocation.
+func (l *logReader) list(ctx context.Context, dir string) ([]*api.AllocFileInfo, error) {
 	var entries []*api.AllocFileInfo
-	_, err := l.nomad.Raw().Query("/v1/client/fs/ls/"+url.PathEscape(l.allocID), &entries,
-		l.query(ctx, map[string]string{"path": logDir}))
+	_, err := l.nomad.Raw().Query("/v1/client/fs/ls/"+url.PathEscape(l.allocID), &entries, l.query(ctx, map[string]string{"path": dir}))
 	if err != nil {
-		return nil, fmt.Errorf("list the logs of allocation %s: %w", l.allocID, err)
+		return nil, fmt.Errorf("list %s of allocation %s: %w", dir, l.allocID, err)
+	}
+	return entries, nil
+}
+
+// noFile says whether Nomad answered that a file is not there, which it tells by
+// words only (client/fs_endpoint.go).
+func noFile(err error) bool {
+	var u api.UnexpectedResponseError
+	return errors.As(err, &u) && strings.Contains(u.Body(), "no such file")
+}
+
+// series lists the files of stdout and of stderr, by logindex's kinds.
+func (l *logReader) series(ctx context.Context) ([]*stream, error) {
+	entries, err := l.list(ctx, logDir)
+	if err != nil {
+		return nil, err
 	}
 	out := []*stream{{kind: "stdout"}, {kind: "stderr"}}
 	for _, e := range entries {
@@ -94,6 +108,16 @@ func (l *logReader) streams(ctx context.Context) ([]*stream, error) {
 	}
 	for _, s := range out {
 		sort.Slice(s.files, func(i, j int) bool { return s.files[i].index < s.files[j].index })
+	}
+	return out, nil
+}
+
+// streams lists the files of both streams, the stream written to last coming
+// last.
+func (l *logReader) streams(ctx context.Context) ([]*stream, error) {
+	out, err := l.series(ctx)
+	if err != nil {
+		return nil, err
 	}
 	if out[0].lastWrite().After(out[1].lastWrite()) {
 		out[0], out[1] = out[1], out[0]
@@ -210,9 +234,7 @@ func (l *logReader) copy(ctx context.Context, s *stream, offset int64, w io.Writ
 			offset -= f.size
 			continue
 		}
-		err := l.copyFile(ctx, f, offset, w)
-		var u api.UnexpectedResponseError
-		if err != nil && !(errors.As(err, &u) && u.StatusCode() == 404) {
+		if err := l.copyFile(ctx, f, offset, w); err != nil && !noFile(err) {
 			return err
 		}
 		offset = 0

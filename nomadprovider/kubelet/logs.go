@@ -97,8 +97,7 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
-	l := s.logReader(t)
-	streams, err := l.settled(r.Context(), t.ended())
+	send, err := s.findLog(r.Context(), t, o)
 	if err != nil {
 		code, err := logError(err, t.pod.Name)
 		fail(w, code, err)
@@ -107,11 +106,47 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 	out := newLineWriter(w, o)
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(http.StatusOK)
-	out.flush()
-	if err := s.sendLogs(r.Context(), l, only(streams, o.only), t, o, out); err != nil &&
-		!errors.Is(err, errLimit) && r.Context().Err() == nil {
+	err = out.flush()
+	if err == nil {
+		err = send(out)
+	}
+	if errors.Is(err, errLimit) || err == nil {
+		err = out.flush()
+	}
+	if err != nil && r.Context().Err() == nil {
 		s.o.Log.Warn("a log was cut short", "namespace", t.pod.Namespace, "pod", t.pod.Name, "container", t.container, "error", err)
 	}
+}
+
+// errNoRun says that the run that is asked for has no log of its own.
+var errNoRun = errors.New("no log of this run")
+
+// findLog finds the log that is asked for, and how to send it: by its index where
+// there is one, or else as Nomad's files have it.
+func (s *Server) findLog(ctx context.Context, t *target, o logOptions) (send func(*lineWriter) error, err error) {
+	l := s.logReader(t)
+	if s.driver(t.pod) == "docker" {
+		runs, err := l.runs(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(runs) > 0 {
+			r, lives := t.pick(runs, o.previous)
+			if o.previous && r == nil {
+				return nil, fmt.Errorf("%w: the log of the previous run of container %q in pod %q is gone", errNoRun, t.container, t.pod.Name)
+			}
+			return func(out *lineWriter) error { return s.sendRun(ctx, l, t, r, lives, o, out) }, nil
+		}
+	}
+	if o.previous {
+		return nil, fmt.Errorf("%w: previous terminated container %q in pod %q has none here, where no docker proxy keeps runs apart; "+
+			"the log without --previous goes on over restarts", errNoRun, t.container, t.pod.Name)
+	}
+	streams, err := l.settled(ctx, t.ended())
+	if err != nil {
+		return nil, err
+	}
+	return func(out *lineWriter) error { return s.sendLogs(ctx, l, only(streams, o.only), t, o, out) }, nil
 }
 
 func (s *Server) logReader(t *target) *logReader {
@@ -145,6 +180,9 @@ func (s *Server) sendLogs(ctx context.Context, l *logReader, streams []*stream, 
 			return err
 		}
 	}
+	if err := out.flush(); err != nil {
+		return err
+	}
 	out.at = time.Time{}
 	if !o.follow || s.ended(t) {
 		return nil
@@ -156,15 +194,18 @@ func (s *Server) sendLogs(ctx context.Context, l *logReader, streams []*stream, 
 // (pkg/kubelet/kubelet_pods.go, validateContainerLogStatus).
 func (s *Server) logsAvailable(t *target, o logOptions) error {
 	name, pod := t.container, t.pod.Name
-	if o.previous {
-		if t.status != nil && t.status.RestartCount > 0 {
-			return fmt.Errorf("previous terminated container %q in pod %q has no log of its own here: "+
-				"the log without --previous goes on over restarts", name, pod)
-		}
+	if o.previous && (t.status == nil || t.status.LastTerminationState.Terminated == nil) {
 		return fmt.Errorf("previous terminated container %q in pod %q not found", name, pod)
 	}
 	if s.o.Runtimes[runtimeClass(t.pod)].NoLogs {
 		return fmt.Errorf("container %q in pod %q has no logs: its runtime class is configured with noLogs", name, pod)
+	}
+	if ts := t.tasks[translate.TaskName(name)]; ts != nil && !ts.StartedAt.IsZero() {
+		return nil // whether or not its status has come back from the API server
+	}
+	if t.allocID == "" && t.status != nil && t.status.State.Terminated != nil {
+		// Nomad may have forgotten the job of a pod that has ended; it knows best.
+		t.allocID = translate.ContainerAlloc(t.status.State.Terminated.ContainerID)
 	}
 	if t.status == nil || t.allocID == "" {
 		return fmt.Errorf("container %q in pod %q is waiting to start: %s", name, pod, waitingReason(t.status))
@@ -204,7 +245,8 @@ func (s *Server) ended(t *target) bool {
 	if err != nil || pod == nil || pod.UID != t.pod.UID {
 		return true
 	}
-	now := &target{pod: pod, container: t.container, allocID: alloc}
+	now := newTarget(pod, alloc)
+	now.container = t.container
 	if now.locate(); now.allocID != t.allocID {
 		return true
 	}
@@ -237,6 +279,9 @@ func restarts(t *target, code int32) bool {
 // logError turns Nomad's answer into one for the user.
 func logError(err error, pod string) (int, error) {
 	var u api.UnexpectedResponseError
+	if errors.Is(err, errNoRun) {
+		return http.StatusBadRequest, err
+	}
 	if errors.As(err, &u) {
 		switch u.StatusCode() {
 		case http.StatusNotFound:

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/hashicorp/nomad/api"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -89,9 +90,19 @@ type target struct {
 	pod       *corev1.Pod
 	allocID   string
 	container string
-	status    *corev1.ContainerStatus
+	// tasks are the states of the allocation's tasks, by name.
+	tasks  map[string]*api.TaskState
+	status *corev1.ContainerStatus
 	// kind is where in the pod the container is.
 	init, ephemeral bool
+}
+
+func newTarget(pod *corev1.Pod, alloc *api.Allocation) *target {
+	t := &target{pod: pod}
+	if alloc != nil {
+		t.allocID, t.tasks = alloc.ID, alloc.TaskStates
+	}
+	return t
 }
 
 // find looks up the container in the path. Its error goes with an HTTP code
@@ -118,7 +129,7 @@ func (s *Server) findPod(r *http.Request) (*target, int, error) {
 	if uid := r.PathValue("uid"); uid != "" && string(pod.UID) != uid {
 		return nil, http.StatusNotFound, fmt.Errorf("pod %q does not exist", name)
 	}
-	return &target{pod: pod, allocID: alloc}, 0, nil
+	return newTarget(pod, alloc), 0, nil
 }
 
 // locate finds the container in the pod's spec and status.
@@ -147,7 +158,7 @@ func (t *target) locate() bool {
 	}
 	if t.ephemeral {
 		// Not the pod's allocation, but one of its own.
-		t.allocID = ""
+		t.allocID, t.tasks = "", nil
 		if t.status != nil {
 			t.allocID = translate.ContainerAlloc(t.status.ContainerID)
 		}

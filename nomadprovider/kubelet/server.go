@@ -36,10 +36,10 @@ const (
 
 // Pods finds the pods of this virtual node.
 type Pods interface {
-	// Find returns a pod and the ID of its Nomad allocation, which is empty
-	// while the pod is not placed; the error says that there is no such pod
+	// Find returns a pod and its Nomad allocation as Nomad last told it, which is
+	// nil while the pod is not placed; the error says that there is no such pod
 	// here.
-	Find(namespace, name string) (pod *corev1.Pod, allocID string, err error)
+	Find(namespace, name string) (pod *corev1.Pod, alloc *api.Allocation, err error)
 }
 
 // Stats tells what the node and its pods use.

@@ -39,15 +39,19 @@ type pods struct {
 	mu    sync.Mutex
 	pod   *corev1.Pod
 	alloc string
+	tasks map[string]*api.TaskState
 }
 
-func (p *pods) Find(ns, name string) (*corev1.Pod, string, error) {
+func (p *pods) Find(ns, name string) (*corev1.Pod, *api.Allocation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.pod == nil || p.pod.Namespace != ns || p.pod.Name != name {
-		return nil, "", errors.New("not here")
+		return nil, nil, errors.New("not here")
 	}
-	return p.pod, p.alloc, nil
+	if p.alloc == "" {
+		return p.pod, nil, nil
+	}
+	return p.pod, &api.Allocation{ID: p.alloc, TaskStates: p.tasks}, nil
 }
 
 func (p *pods) state(s corev1.ContainerState) {

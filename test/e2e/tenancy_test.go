@@ -108,6 +108,7 @@ func TestAccessControl(t *testing.T) {
 	remove(t, h.kube, p, nil)
 	awaitGone(t, h.kube, p, 20*time.Second)
 	awaitNoJob(t, h.nomad, jobID(h.Cluster, p), 20*time.Second)
+	h.testFollowOverRestart(t, ns)
 
 	wrong := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(wrong, []byte("00000000-0000-0000-0000-000000000000"), 0o600); err != nil {
