@@ -143,6 +143,11 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	if opts.NoNomad {
 		return c, c.startKubernetes(ctx)
 	}
+	if c.ownKubernetes() {
+		if err := c.makePodBridge(ctx); err != nil {
+			return c, err
+		}
+	}
 	// The two sides know nothing of each other until nomad-kubelet joins them.
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.startKubernetes(gctx) })

@@ -43,6 +43,8 @@ func (c *Cluster) Down(ctx context.Context) error {
 	c.killLeftovers(ctx)
 	if c.ownNomad() {
 		try(c.clearNetwork())
+	} else {
+		try(c.deleteBridge(c.bridge()))
 	}
 	try(c.clearMounts())
 	try(c.clearOnPremNode())

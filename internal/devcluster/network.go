@@ -1,15 +1,54 @@
 package devcluster
 
 import (
+	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
+
+// makeBridge makes a bridge with an address of this machine, unless it exists.
+func makeBridge(ctx context.Context, name string, address netip.Prefix) error {
+	if exists(filepath.Join("/sys/class/net", name)) {
+		return nil
+	}
+	for _, args := range [][]string{
+		{"link", "add", name, "type", "bridge"},
+		{"address", "add", address.String(), "dev", name},
+		{"link", "set", name, "up"},
+	} {
+		if out, err := exec.CommandContext(ctx, lookPath("ip"), args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("make bridge %s: ip %s: %s", name, strings.Join(args, " "), strings.TrimSpace(string(out)))
+		}
+	}
+	return nil
+}
+
+// makePodBridge makes the pods' bridge as Nomad would with the first pod (CNI's
+// bridge plugin takes one that is there): the virtual nodes' kubelet API listens
+// on its address from the beginning.
+func (c *Cluster) makePodBridge(ctx context.Context) error {
+	subnet := netip.MustParsePrefix(c.podSubnet())
+	return makeBridge(ctx, c.bridge(), netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits()))
+}
+
+// nodeIP is this machine's address on the pods' bridge, which only they and this
+// machine reach. It is the virtual nodes' since an API server proxies to none on
+// loopback (pkg/registry/core/node/strategy.go, isProxyableHostname).
+func (c *Cluster) nodeIP() string { return netip.MustParsePrefix(c.podSubnet()).Addr().Next().String() }
+
+// KubeletAddress is where the first virtual node's kubelet API listens in a
+// cluster with its own control plane.
+func (c *Cluster) KubeletAddress() string {
+	return net.JoinHostPort(c.nodeIP(), strconv.Itoa(c.Ports.Kubelet))
+}
 
 // clearNetwork removes the pods' bridge, the addresses they held, and the
 // firewall rules that CNI made for them. Chains that all pods of a machine

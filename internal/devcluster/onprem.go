@@ -43,31 +43,13 @@ func (c *Cluster) startOnPremNode(ctx context.Context) error {
 	if !c.opts.OnPremNode {
 		return nil
 	}
-	if err := c.makeOnPremBridge(ctx); err != nil {
+	if err := makeBridge(ctx, c.onPremBridge(), netip.PrefixFrom(c.onPremAddress(), c.onPremSubnet().Bits())); err != nil {
 		return err
 	}
 	if err := c.Start(ctx, Containerd); err != nil {
 		return err
 	}
 	return c.Start(ctx, Kubelet)
-}
-
-func (c *Cluster) makeOnPremBridge(ctx context.Context) error {
-	bridge := c.onPremBridge()
-	if exists(filepath.Join("/sys/class/net", bridge)) {
-		return nil
-	}
-	address := netip.PrefixFrom(c.onPremAddress(), c.onPremSubnet().Bits()).String()
-	for _, args := range [][]string{
-		{"link", "add", bridge, "type", "bridge"},
-		{"address", "add", address, "dev", bridge},
-		{"link", "set", bridge, "up"},
-	} {
-		if out, err := exec.CommandContext(ctx, lookPath("ip"), args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("make bridge %s: ip %s: %s", bridge, strings.Join(args, " "), strings.TrimSpace(string(out)))
-		}
-	}
-	return nil
 }
 
 func (c *Cluster) containerdCommand() (command, error) {

@@ -122,6 +122,9 @@ func marked(pid int, dir string) bool {
 	return err == nil && bytes.Contains(append([]byte{0}, env...), []byte("\x00"+mark+"="+dir+"\x00"))
 }
 
+// PID is a component's process, 0 if it does not run.
+func (c *Cluster) PID(name string) int { return c.pid(name) }
+
 // Running tells whether the component of that name runs.
 func (c *Cluster) Running(name string) bool { return c.pid(name) != 0 }
 

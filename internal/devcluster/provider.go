@@ -46,7 +46,7 @@ func (c *Cluster) Config() *config.Config {
 		VirtualNodes: []config.VirtualNode{node},
 	}
 	if c.ownKubernetes() {
-		cfg.Kubelet.Address, cfg.Kubelet.NodeIP = "127.0.0.1", "127.0.0.1"
+		cfg.Kubelet.Address, cfg.Kubelet.NodeIP = c.nodeIP(), c.nodeIP()
 	}
 	return cfg
 }

@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"testing"
 	"time"
 
@@ -29,7 +27,7 @@ func (h *hybrid) testServingCertificate(t *testing.T) {
 		t.Fatal("the kubeconfig holds no CA")
 	}
 	dial := func() error {
-		conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(h.Ports.Kubelet)), &tls.Config{RootCAs: roots})
+		conn, err := tls.Dial("tcp", h.KubeletAddress(), &tls.Config{RootCAs: roots})
 		if err != nil {
 			return err
 		}
