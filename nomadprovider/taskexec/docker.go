@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -19,13 +20,13 @@ import (
 // a hundred came back empty, with exit code 0, having run to no avail or not at
 // all.
 //
-// The remedy is a shell around the command. It says that it is there and waits
-// for a line before it starts the command: a call that ends without that sign
+// The remedy is a shell around the command. It says that it is there, as which
+// process, and waits for a line before it starts the command: a call that ends without that sign
 // has not started it and is made again. And it outlives the command by 0.2 s.
 // Containers without a shell are left with the fault.
 const (
 	execSign   = "nomad-kubelet-exec"
-	execScript = `echo ` + execSign + `; read -r __nk || exit 0; (exec "$@"); __nk=$?; ` +
+	execScript = `echo ` + execSign + ` $$; read -r __nk || exit 0; (exec "$@"); __nk=$?; ` +
 		// Some sleeps take whole seconds only, and some containers have none.
 		`sleep 0.2 2>/dev/null || sleep 1 2>/dev/null; exit $__nk`
 	execTries = 5
@@ -61,6 +62,9 @@ func (d *dockerExec) run(ctx context.Context, key string, run command, argv []st
 		code, err := run(try, wrapped, h, writer(h.stdout), writer(h.stderr))
 		cancel()
 		switch {
+		case h.hasStarted() && ctx.Err() != nil:
+			go d.hangUp(context.WithoutCancel(ctx), run, h.pid)
+			return code, err
 		case h.hasStarted() || err != nil:
 			return code, err
 		case code == 126 || code == 127: // Docker found no sh
@@ -86,6 +90,7 @@ type handshake struct {
 	out, errOut io.Writer
 	tty         bool
 	started     chan struct{}
+	pid         int // of the shell, in the container; read once started
 
 	mu            sync.Mutex
 	held, heldErr []byte
@@ -127,9 +132,11 @@ func (h *handshake) stdout(p []byte) (int, error) {
 	}
 	h.held = hold(h.held, p)
 	line, rest, complete := bytes.Cut(h.held, []byte("\n"))
-	if !complete || strings.TrimSuffix(string(line), "\r") != execSign {
+	word, pid, _ := strings.Cut(strings.TrimSuffix(string(line), "\r"), " ")
+	if !complete || word != execSign {
 		return len(p), nil
 	}
+	h.pid, _ = strconv.Atoi(pid) // 0 is hung up by nobody
 	if h.tty {
 		h.echo = "\r\n"
 	}

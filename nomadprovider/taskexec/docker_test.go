@@ -107,8 +107,8 @@ func TestDockerExecWithoutShell(t *testing.T) {
 func TestHandshakeOnTerminal(t *testing.T) {
 	var out bytes.Buffer
 	h := &handshake{ctx: t.Context(), out: &out, errOut: io.Discard, started: make(chan struct{}), tty: true}
-	r := iotest.OneByteReader(strings.NewReader(execSign + "\r\n\r\n\r\n$ "))
-	if _, err := io.Copy(writer(h.stdout), r); err != nil || out.String() != "\r\n$ " {
-		t.Errorf("%v, %q", err, out.String())
+	r := iotest.OneByteReader(strings.NewReader(execSign + " 17\r\n\r\n\r\n$ "))
+	if _, err := io.Copy(writer(h.stdout), r); err != nil || out.String() != "\r\n$ " || h.pid != 17 {
+		t.Errorf("%v, %q, process %d", err, out.String(), h.pid)
 	}
 }

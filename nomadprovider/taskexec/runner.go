@@ -37,7 +37,8 @@ type Command struct {
 }
 
 // Run returns the command's exit code; the error is of a command that could
-// not be run or followed to its end.
+// not be run or followed to its end. When ctx ends it returns at once; the
+// command's input ends then, and what runs on is hung up, see [dockerExec.hangUp].
 func (r *Runner) Run(ctx context.Context, c Command) (int, error) {
 	if c.In == nil {
 		c.In = bytes.NewReader(nil)
@@ -51,9 +52,9 @@ func (r *Runner) Run(ctx context.Context, c Command) (int, error) {
 	// Without a node ID the API client goes by way of its agent instead of
 	// trying the client's own address first, for a second at worst.
 	alloc := &api.Allocation{ID: c.AllocID, Namespace: c.Namespace}
-	run := func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
+	run := lingering(func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
 		return r.nomad.Allocations().Exec(ctx, alloc, c.Task, c.TTY, argv, in, out, errOut, c.Sizes, &api.QueryOptions{Namespace: c.Namespace})
-	}
+	})
 	var code int
 	var err error
 	if c.Driver == "docker" && !c.Handshake {
