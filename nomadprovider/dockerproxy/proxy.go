@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -70,6 +71,7 @@ func (p *Proxy) answered(resp *http.Response) error {
 	if m := startPath.FindStringSubmatch(resp.Request.URL.Path); m != nil && resp.StatusCode == http.StatusNoContent {
 		p.started(resp.Request.Context(), m[1])
 	}
+	watchOutput(resp)
 	return mark(resp)
 }
 
@@ -104,7 +106,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		switch m[2] {
 		case "start":
 			defer p.execs.forget(id)
-			defer p.execs.begin(id)()
+			read := sync.OnceFunc(p.execs.begin(id))
+			defer read()
+			r = r.WithContext(context.WithValue(r.Context(), outputRead{}, read))
 		case "json":
 			p.settle(r.Context(), p.execs, id, execHold)
 		}

@@ -39,14 +39,18 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		conn, buf, _ := w.(http.Hijacker).Hijack()
 		defer conn.Close()
 		_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+		if strings.Contains(r.URL.Path, "/deaf/") {
+			_, _ = io.WriteString(conn, "done")
+			return
+		}
 		in, _ := io.ReadAll(buf) // to the end of the input, which is not the end of the output
 		_, _ = conn.Write(append([]byte("got "), in...))
 	case strings.HasSuffix(r.URL.Path, "/attach"):
 		conn, buf, _ := w.(http.Hijacker).Hijack()
 		defer conn.Close()
 		_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
-		in, _ := io.ReadAll(buf)
-		_, _ = conn.Write(append([]byte("attached to c1: "), in...))
+		_, _ = io.WriteString(conn, "attached to c1: ")
+		_, _ = io.Copy(conn, buf)
 	case r.URL.Path == "/containers/c1/json":
 		_ = json.NewEncoder(w).Encode(map[string]any{"State": map[string]int{"Pid": os.Getpid()}})
 	case r.URL.RawQuery == "stream=false&one-shot=true":
@@ -224,5 +228,28 @@ func TestExecIsOverWhenItsOutputIsDelivered(t *testing.T) {
 	}
 	if got := <-told; !strings.HasPrefix(got, "GET /v1.41/exec/e1/json") {
 		t.Error(got)
+	}
+}
+
+// A command that ends while its input is open, as in a terminal, is told as ended
+// at once: its input ends only then.
+func TestExecIsOverWhileItsInputIsOpen(t *testing.T) {
+	_, proxy, c := start(t)
+	conn, err := net.Dial("unix", proxy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "POST /v1.41/exec/deaf/start HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n")
+	buf := bufio.NewReader(conn)
+	if resp, err := http.ReadResponse(buf, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatal(resp, err)
+	}
+	if out, err := io.ReadAll(buf); err != nil || string(out) != "done" {
+		t.Errorf("output %q, %v", out, err)
+	}
+	begin := time.Now()
+	if got := <-later(get(t, c, "GET", "/v1.41/exec/deaf/json")); !strings.HasPrefix(got, "GET /v1.41/exec/deaf/json") || time.Since(begin) > execHold/2 {
+		t.Errorf("%q after %s", got, time.Since(begin))
 	}
 }

@@ -2,8 +2,46 @@ package dockerproxy
 
 import (
 	"context"
+	"io"
+	"net/http"
 	"sync"
 )
+
+// outputRead is, in the context of a request, what is called when the output of the
+// command that it starts has been read.
+type outputRead struct{}
+
+// watchOutput watches for the end of a command's output. The connection that carries
+// it stays open for as long as the driver's input, which the driver closes when it
+// has been told of the command's end.
+func watchOutput(resp *http.Response) {
+	read, asked := resp.Request.Context().Value(outputRead{}).(func())
+	body, upgraded := resp.Body.(io.ReadWriteCloser)
+	if asked && upgraded {
+		resp.Body = &watchedOutput{body, read}
+	}
+}
+
+type watchedOutput struct {
+	io.ReadWriteCloser
+	read func()
+}
+
+func (w *watchedOutput) Read(p []byte) (int, error) {
+	n, err := w.ReadWriteCloser.Read(p)
+	if err != nil {
+		w.read()
+	}
+	return n, err
+}
+
+// CloseWrite ends the input alone, as it does without the watch.
+func (w *watchedOutput) CloseWrite() error {
+	if c, ok := w.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return http.ErrNotSupported
+}
 
 // streams knows which outputs are being read, by key.
 type streams struct {
