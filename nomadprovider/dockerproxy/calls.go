@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,8 +25,12 @@ import (
 const (
 	// CallProgram stands in the place of a command's program.
 	CallProgram = "/nomad-kubelet/docker-proxy"
-	// CallAttach is attached to the container's own process.
+	// CallAttach is attached to the container's own process. It takes a token, by
+	// which it is ended: Nomad does not tell that a caller has gone, only that its
+	// input has ended, after which others still want to read.
 	CallAttach = "attach"
+	// CallEnd ends the call with the token that it is given.
+	CallEnd = "end"
 	// CallForward carries connections to ports of the container's network, as
 	// package forward has it.
 	CallForward = "forward"
@@ -37,11 +43,12 @@ const callKept = 5 * time.Minute
 
 // call is one of them.
 type call struct {
-	container, verb string
-	tty             bool
+	container, verb, token string
+	tty                    bool
 
 	mu      sync.Mutex
 	started bool
+	cancel  context.CancelFunc // once started
 	code    int
 	over    chan struct{} // closed at its end
 }
@@ -79,6 +86,23 @@ func (c *calls) add(x *call) (id string) {
 	return id
 }
 
+// end ends the call of a container that has this token, if there is one.
+func (c *calls) end(container, token string) {
+	c.mu.Lock()
+	all := slices.Collect(maps.Values(c.by))
+	c.mu.Unlock()
+	for _, x := range all {
+		if token == "" || x.verb == CallEnd || x.container != container || x.token != token {
+			continue
+		}
+		x.mu.Lock()
+		if x.cancel != nil {
+			x.cancel()
+		}
+		x.mu.Unlock()
+	}
+}
+
 // createExec makes a command, or a call.
 func (p *Proxy) createExec(w http.ResponseWriter, r *http.Request, container string) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, createLimit))
@@ -90,12 +114,16 @@ func (p *Proxy) createExec(w http.ResponseWriter, r *http.Request, container str
 		Cmd []string
 		Tty bool
 	}
-	if json.Unmarshal(body, &want) != nil || len(want.Cmd) != 2 || want.Cmd[0] != CallProgram {
+	if json.Unmarshal(body, &want) != nil || len(want.Cmd) < 2 || want.Cmd[0] != CallProgram {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		p.pass.ServeHTTP(w, r)
 		return
 	}
-	id := p.calls.add(&call{container: container, verb: want.Cmd[1], tty: want.Tty, over: make(chan struct{})})
+	c := &call{container: container, verb: want.Cmd[1], tty: want.Tty, over: make(chan struct{})}
+	if len(want.Cmd) > 2 {
+		c.token = want.Cmd[2]
+	}
+	id := p.calls.add(c)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusCreated)
 	_ = json.NewEncoder(w).Encode(map[string]string{"Id": id}) // nobody to tell
@@ -162,8 +190,13 @@ func (p *Proxy) startCall(w http.ResponseWriter, r *http.Request, id string, c *
 	// The proxy ends, and its calls with it.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
+	c.mu.Lock()
+	c.cancel = cancel
+	c.mu.Unlock()
 	code := 0
 	switch c.verb {
+	case CallEnd:
+		p.calls.end(c.container, c.token)
 	case CallAttach:
 		err = p.attach(ctx, c, s)
 	case CallForward:

@@ -79,6 +79,33 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// A call is ended by its token, and by no other.
+func TestEnd(t *testing.T) {
+	_, proxy, c := start(t)
+	id, conn, out := begin(t, proxy, c, false, CallProgram, CallAttach, "mine")
+	if _, err := io.ReadFull(out, make([]byte, len("attached to c1: "))); err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range []string{"another", ""} {
+		other, _, _ := begin(t, proxy, c, false, CallProgram, CallEnd, token)
+		if code := exit(t, c, other); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	}
+	if _, err := io.WriteString(conn, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := out.ReadByte(); err != nil || b != 'x' {
+		t.Fatalf("%q %v", b, err)
+	}
+	end, _, _ := begin(t, proxy, c, false, CallProgram, CallEnd, "mine")
+	exit(t, c, end)
+	if got, err := io.ReadAll(out); err != nil || len(got) > 0 {
+		t.Errorf("%q %v", got, err)
+	}
+	exit(t, c, id)
+}
+
 // framed reads the standard output of a multiplexed stream.
 type framed struct {
 	*bufio.Reader

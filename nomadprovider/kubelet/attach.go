@@ -2,10 +2,12 @@ package kubelet
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -29,9 +31,9 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotImplemented, fmt.Errorf("attach is not there for pods on driver %s", driver))
 		return
 	}
-	// As the kubelet's AttachContainer: a container that does not run has no ID.
+	// As the kubelet's GetAttach (pkg/kubelet/kubelet_pods.go), which finds what runs.
 	if t.allocID == "" || t.status == nil || t.status.State.Running == nil {
-		fail(w, http.StatusInternalServerError, fmt.Errorf("container not found (%q)", t.container))
+		fail(w, http.StatusInternalServerError, fmt.Errorf("container %s not found in pod %s_%s", t.container, t.pod.Name, t.pod.Namespace))
 		return
 	}
 	opts, err := crirc.NewOptions(r)
@@ -77,6 +79,9 @@ type attacher struct {
 
 var _ crirc.Attacher = (*attacher)(nil)
 
+// endTimeout bounds the call that tells of a client's end.
+const endTimeout = 10 * time.Second
+
 // notFound are the exit codes of a program that a container has not, which is
 // what the docker proxy is where there is none.
 func notFound(code int) bool { return code == 126 || code == 127 }
@@ -88,13 +93,15 @@ func (a *attacher) AttachContainer(ctx context.Context, _ string, _ types.UID, c
 	if in == nil || !a.stdin {
 		in = nothing{ctx}
 	}
+	token := rand.Text()
 	code, err := a.s.o.Exec.Run(ctx, taskexec.Command{
 		Namespace: a.s.o.Namespace, AllocID: a.t.allocID, Task: translate.TaskName(container), Driver: "docker", Handshake: true,
-		Argv: []string{dockerproxy.CallProgram, dockerproxy.CallAttach},
+		Argv: []string{dockerproxy.CallProgram, dockerproxy.CallAttach, token},
 		In:   in, Out: &streamWriter{w: out, cancel: cancel}, ErrOut: &streamWriter{w: errOut, cancel: cancel}, TTY: tty, Sizes: sizes(ctx, resize),
 	})
 	switch {
 	case ctx.Err() != nil:
+		go a.end(context.WithoutCancel(ctx), container, token)
 		return errors.New("the client has left")
 	case err != nil:
 		return err
@@ -106,6 +113,20 @@ func (a *attacher) AttachContainer(ctx context.Context, _ string, _ types.UID, c
 		return fmt.Errorf("the docker proxy ended with %d", code)
 	}
 	return nil
+}
+
+// end tells the docker proxy that a client has left: the engine would hold up a
+// container whose output nobody takes.
+func (a *attacher) end(ctx context.Context, container, token string) {
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	if _, err := a.s.o.Exec.Run(ctx, taskexec.Command{
+		Namespace: a.s.o.Namespace, AllocID: a.t.allocID, Task: translate.TaskName(container), Driver: "docker", Handshake: true,
+		Argv: []string{dockerproxy.CallProgram, dockerproxy.CallEnd, token},
+	}); err != nil {
+		// The container has ended, or the proxy's own patience will.
+		a.s.o.Log.Debug("the end of an attached client was not told", "pod", a.t.pod.UID, "error", err)
+	}
 }
 
 // follow hands on what the container writes from now on.
