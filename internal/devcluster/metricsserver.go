@@ -4,7 +4,6 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
-	"net"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -19,14 +18,10 @@ import (
 var metricsServerManifests string
 
 // StartMetricsServer adds metrics-server to a cluster with its own control plane and
-// Nomad, and returns when it tells what the virtual node uses. A pod must have run
-// before: Nomad makes the bridge with the first.
+// Nomad, and returns when it tells what the virtual node uses.
 func (c *Cluster) StartMetricsServer(ctx context.Context) error {
-	address, err := c.metricsServerAddress()
-	if err != nil {
-		return err
-	}
-	manifests := strings.NewReplacer("ADDRESS", address, "PORT", strconv.Itoa(c.Ports.MetricsServer)).Replace(metricsServerManifests)
+	// An endpoint cannot be on loopback, and nobody else is to reach it.
+	manifests := strings.NewReplacer("ADDRESS", c.nodeIP(), "PORT", strconv.Itoa(c.Ports.MetricsServer)).Replace(metricsServerManifests)
 	if err := c.apply(ctx, "metricsserver.yaml", manifests); err != nil {
 		return err
 	}
@@ -34,25 +29,6 @@ func (c *Cluster) StartMetricsServer(ctx context.Context) error {
 		return err
 	}
 	return c.Start(ctx, MetricsServer)
-}
-
-// metricsServerAddress is this machine's on the pods' bridge: an endpoint cannot be
-// on loopback, and nobody else is to reach it.
-func (c *Cluster) metricsServerAddress() (string, error) {
-	bridge, err := net.InterfaceByName(c.bridge())
-	if err != nil {
-		return "", fmt.Errorf("the pods' bridge %s: %w", c.bridge(), err)
-	}
-	addrs, err := bridge.Addrs()
-	if err != nil {
-		return "", fmt.Errorf("the pods' bridge %s: %w", c.bridge(), err)
-	}
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
-			return n.IP.String(), nil
-		}
-	}
-	return "", fmt.Errorf("the pods' bridge %s has no address", c.bridge())
 }
 
 func (c *Cluster) metricsServerKubeconfig() string { return c.pki().path("metrics-server.kubeconfig") }
@@ -82,18 +58,17 @@ func (c *Cluster) metricsServerCommand() (command, error) {
 	if err != nil {
 		return command{}, err
 	}
-	address, err := c.metricsServerAddress()
 	kc := c.metricsServerKubeconfig()
 	return command{path: path, args: []string{
 		"--kubeconfig=" + kc, "--authentication-kubeconfig=" + kc, "--authorization-kubeconfig=" + kc,
-		"--bind-address=" + address, "--secure-port=" + strconv.Itoa(c.Ports.MetricsServer),
+		"--bind-address=" + c.nodeIP(), "--secure-port=" + strconv.Itoa(c.Ports.MetricsServer),
 		"--cert-dir=" + filepath.Join(c.opts.Dir, "metrics-server"),
 		"--kubelet-preferred-address-types=InternalIP", "--kubelet-use-node-status-port",
 		// Virtual nodes sign their own certificates, and all of this is one machine.
 		"--kubelet-insecure-tls",
 		// As often as it can.
 		"--metric-resolution=10s", "--kubelet-request-timeout=9s",
-	}}, err
+	}}, nil
 }
 
 // metricsServerReady asks for what the virtual node uses, by way of the API server.

@@ -38,7 +38,7 @@ func scrape(t *testing.T, c *devcluster.Cluster, path string) (string, error) {
 		t.Fatal(err)
 	}
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("https://127.0.0.1:%d/%s", c.Ports.Kubelet, path), nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("https://%s/%s", c.KubeletAddress(), path), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
