@@ -31,6 +31,8 @@ const (
 	sharedPorts = 21000
 	// secondNode is another virtual node of the same process.
 	secondNode = "nomad-second"
+	// drainedNode is one whose pods are evicted.
+	drainedNode = "nomad-drained"
 )
 
 // ports is where the ports of the hybrids begin, the shared one's first.
@@ -72,7 +74,10 @@ func run(m *testing.M) int {
 		second.HostAccess = translate.HostAccess{}
 		// Pods ask for it by name; what asks for any virtual node is for the first.
 		second.Taints = &[]corev1.Taint{{Key: "example.com/second", Effect: corev1.TaintEffectNoSchedule}}
-		c.VirtualNodes = append(c.VirtualNodes, second)
+		drained := second
+		drained.Name, drained.Labels = drainedNode, map[string]string{"example.com/drained": "yes"}
+		drained.Taints = &[]corev1.Taint{{Key: "example.com/drained", Effect: corev1.TaintEffectNoSchedule}}
+		c.VirtualNodes = append(c.VirtualNodes, second, drained)
 	}
 	if err := devcluster.Prerequisites(ctx, opts, true, os.Stdout); err != nil {
 		return fail(err)

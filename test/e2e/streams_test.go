@@ -130,7 +130,7 @@ func (f *firstSeen) waiting() bool {
 func TestKubectlRun(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t, kube)
-	overrides := `{"spec":{"nodeSelector":{"type":"virtual-kubelet"},"tolerations":[{"operator":"Exists"}]}}`
+	overrides := `{"spec":{"nodeSelector":{"type":"virtual-kubelet"},"tolerations":[{"key":"nomad-kubelet.io/provider","operator":"Exists"}]}}`
 	out, err := tryKubectl(t, "hello\n", "run", "-n", ns, "-i", "--rm", "--restart=Never", "--image="+image, "--overrides="+overrides, "--quiet", "echo",
 		"--", "sh", "-c", "cat; exit 4")
 	var exit *exec.ExitError
