@@ -94,11 +94,14 @@ func (a *attacher) AttachContainer(ctx context.Context, _ string, _ types.UID, c
 		in = nothing{ctx}
 	}
 	token := rand.Text()
+	toOut, toErr := gather(&streamWriter{w: out, cancel: cancel}), gather(&streamWriter{w: errOut, cancel: cancel})
 	code, err := a.s.o.Exec.Run(ctx, taskexec.Command{
 		Namespace: a.s.o.Namespace, AllocID: a.t.allocID, Task: translate.TaskName(container), Driver: "docker", Handshake: true,
 		Argv: []string{dockerproxy.CallProgram, dockerproxy.CallAttach, token},
-		In:   in, Out: &streamWriter{w: out, cancel: cancel}, ErrOut: &streamWriter{w: errOut, cancel: cancel}, TTY: tty, Sizes: sizes(ctx, resize),
+		In:   in, Out: toOut, ErrOut: toErr, TTY: tty, Sizes: sizes(ctx, resize),
 	})
+	toOut.end(ctx)
+	toErr.end(ctx)
 	switch {
 	case ctx.Err() != nil:
 		go a.end(context.WithoutCancel(ctx), container, token)

@@ -1,7 +1,6 @@
 package kubelet
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,13 +71,16 @@ func (e *executor) ExecInContainer(ctx context.Context, _ string, _ types.UID, c
 	in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if in == nil || !e.stdin {
-		in = bytes.NewReader(nil)
+	if !e.stdin {
+		in = nil
 	}
+	toOut, toErr := gather(&streamWriter{w: out, cancel: cancel}), gather(&streamWriter{w: errOut, cancel: cancel})
 	code, err := e.s.o.Exec.Run(ctx, taskexec.Command{
 		Namespace: e.s.o.Namespace, AllocID: e.allocID, Task: translate.TaskName(container), Driver: e.driver, Argv: cmd,
-		In: in, Out: &streamWriter{w: out, cancel: cancel}, ErrOut: &streamWriter{w: errOut, cancel: cancel}, TTY: tty, Sizes: sizes(ctx, resize),
+		In: in, Out: toOut, ErrOut: toErr, TTY: tty, Sizes: sizes(ctx, resize),
 	})
+	toOut.end(ctx)
+	toErr.end(ctx)
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("the client has left")

@@ -3,6 +3,7 @@ package taskexec
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"strconv"
@@ -21,14 +22,12 @@ import (
 // all.
 //
 // The remedy is a shell around the command. It says that it is there, as which
-// process, and waits for a line before it starts the command: a call that ends without that sign
-// has not started it and is made again. And it outlives the command by 0.2 s.
-// Containers without a shell are left with the fault.
+// process, and waits for a line before it starts the command: a call that ends
+// without that sign has not started it and is made again. And it outlives the
+// command, but says at once that it has ended and how, which is all that is waited
+// for. Containers without a shell are left with the fault.
 const (
-	execSign   = "nomad-kubelet-exec"
-	execScript = `echo ` + execSign + ` $$; read -r __nk || exit 0; (exec "$@"); __nk=$?; ` +
-		// Some sleeps take whole seconds only, and some containers have none.
-		`sleep 0.2 2>/dev/null || sleep 1 2>/dev/null; exit $__nk`
+	execSign  = "nomad-kubelet-exec"
 	execTries = 5
 	// shellsKept is of how many containers it is remembered that they have no
 	// shell.
@@ -36,6 +35,36 @@ const (
 	// heldBytes bounds what is kept of a call that has not given the sign.
 	heldBytes = 64 << 10
 )
+
+// errCut is returned when the sign of the end has not come.
+var errCut = errors.New("the end of the command's output is lost: Nomad's docker driver has ended the call before it was delivered (hashicorp/nomad#27146)")
+
+// execScript is the shell's. The sign of the command's end stands in it in two
+// parts: a command that shows command lines, its own shell's among them, does not
+// say it. Without a terminal both outputs end with it.
+//
+// The shell outlives the command until its own input ends, which is when the sign
+// has come and with it all output. So a command without input gets an empty one.
+// Where the input has ended before, and on a terminal, which has no such end, the
+// shell waits for a while.
+func execScript(sign string, input, tty bool) string {
+	half := len(sign) / 2
+	command := `(exec "$@")`
+	if !input && !tty {
+		command += ` </dev/null`
+	}
+	end := `echo "${__nk_end}` + sign[half:] + ` $__nk"`
+	// Some sleeps take whole seconds only, and some containers have none.
+	wait := `sleep 0.2 2>/dev/null || sleep 1 2>/dev/null`
+	if !tty {
+		end += `; ` + end + ` >&2`
+		wait = `while read -r __nk_line; do :; done`
+	}
+	if !tty && input {
+		wait += `; sleep 3 2>/dev/null`
+	}
+	return `echo ` + execSign + ` $$; __nk_end=` + sign[:half] + `; read -r __nk || exit 0; ` + command + `; __nk=$?; ` + end + `; ` + wait + `; exit $__nk`
+}
 
 // errNotStarted is returned when no try gave the sign.
 var errNotStarted = errors.New("the command was not started: Nomad's docker driver ended the call before it could (hashicorp/nomad#27146); try again")
@@ -50,26 +79,30 @@ type dockerExec struct {
 
 func newDockerExec() *dockerExec { return &dockerExec{noShell: lru.New(shellsKept)} }
 
-// run runs argv at most once. key names the container.
+// run runs argv at most once. key names the container. There may be no input.
 func (d *dockerExec) run(ctx context.Context, key string, run command, argv []string, in io.Reader, out, errOut io.Writer, tty bool) (int, error) {
 	if _, without := d.noShell.Get(key); without {
-		return run(ctx, argv, in, out, errOut)
+		return run(ctx, argv, orEmpty(in), out, errOut)
 	}
-	wrapped := append([]string{"sh", "-c", execScript, "sh"}, argv...)
 	for range execTries {
-		try, cancel := context.WithCancel(ctx)
-		h := &handshake{ctx: try, in: in, out: out, errOut: errOut, started: make(chan struct{}), tty: tty}
-		code, err := run(try, wrapped, h, writer(h.stdout), writer(h.stderr))
-		cancel()
+		h := newHandshake(ctx, in, out, errOut, tty)
+		wrapped := append([]string{"sh", "-c", execScript(h.sign, in != nil, tty), "sh"}, argv...)
+		code, err := run(h.ctx, wrapped, h, writer(h.stdout), writer(h.stderr))
+		h.cancel()
+		if exit, ended := h.exit(); ended {
+			return exit, nil
+		}
 		switch {
 		case h.hasStarted() && ctx.Err() != nil:
 			go d.hangUp(context.WithoutCancel(ctx), run, h.pid)
 			return code, err
+		case h.hasStarted() && err == nil && code == 0 && !tty:
+			return 0, errCut
 		case h.hasStarted() || err != nil:
 			return code, err
 		case code == 126 || code == 127: // Docker found no sh
 			d.noShell.Add(key, true)
-			return run(ctx, argv, in, out, errOut)
+			return run(ctx, argv, orEmpty(in), out, errOut)
 		case code != 0:
 			h.release()
 			return code, nil
@@ -78,27 +111,66 @@ func (d *dockerExec) run(ctx context.Context, key string, run command, argv []st
 	return 0, errNotStarted
 }
 
+func orEmpty(in io.Reader) io.Reader {
+	if in == nil {
+		return bytes.NewReader(nil)
+	}
+	return in
+}
+
 type writer func(p []byte) (int, error)
 
 func (w writer) Write(p []byte) (int, error) { return w(p) }
 
-// handshake stands between a client and the script until the command starts:
-// it holds back output, and input for as long.
+// handshake stands between a client and the script. Until the command starts it
+// holds back output, and input for as long; when it has ended, it ends the call.
 type handshake struct {
 	ctx         context.Context // of this try
+	cancel      context.CancelFunc
 	in          io.Reader
 	out, errOut io.Writer
 	tty         bool
 	started     chan struct{}
-	pid         int // of the shell, in the container; read once started
+	sign        string // of the command's end
+	pid         int    // of the shell, in the container; read once started
 
 	mu            sync.Mutex
 	held, heldErr []byte
+	end, endErr   exitSign
 	// echo is what a terminal still gives back of the line that was sent.
 	echo string
 
 	sent bool // only Read
 }
+
+func newHandshake(ctx context.Context, in io.Reader, out, errOut io.Writer, tty bool) *handshake {
+	h := &handshake{in: in, out: out, errOut: errOut, tty: tty, started: make(chan struct{}), sign: execSign + "-" + rand.Text()}
+	h.ctx, h.cancel = context.WithCancel(ctx)
+	h.end.sign, h.endErr.sign = []byte(h.sign), []byte(h.sign)
+	return h
+}
+
+// exit is how the command has ended, if that was said. Otherwise what may have
+// been the beginning of that was output, and is handed on.
+func (h *handshake) exit() (code int, ended bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over() {
+		return h.end.code, true
+	}
+	for _, x := range []struct {
+		end *exitSign
+		out io.Writer
+	}{{&h.end, h.out}, {&h.endErr, h.errOut}} {
+		if p := x.end.rest(); len(p) > 0 {
+			_, _ = x.out.Write(p) // the call has ended by itself
+		}
+	}
+	return 0, false
+}
+
+// over says whether all output of the command has come.
+func (h *handshake) over() bool { return h.end.seen && (h.tty || h.endErr.seen) }
 
 func (h *handshake) hasStarted() bool {
 	select {
@@ -111,8 +183,12 @@ func (h *handshake) hasStarted() bool {
 
 // Read gives the line that starts the command, then the client's input.
 func (h *handshake) Read(p []byte) (int, error) {
-	if h.sent {
+	if h.sent && h.in != nil {
 		return h.in.Read(p)
+	}
+	if h.sent {
+		<-h.ctx.Done()
+		return 0, io.EOF
 	}
 	select {
 	case <-h.started:
@@ -142,8 +218,8 @@ func (h *handshake) stdout(p []byte) (int, error) {
 	}
 	h.held = nil
 	_, err := h.pass(rest)
-	if err == nil && len(h.heldErr) > 0 {
-		_, err = h.errOut.Write(h.heldErr)
+	if err == nil {
+		_, err = h.passErr(h.heldErr)
 	}
 	close(h.started)
 	return len(p), err
@@ -159,20 +235,30 @@ func (h *handshake) pass(p []byte) (int, error) {
 		}
 		h.echo, p = h.echo[1:], p[1:]
 	}
-	if len(p) == 0 {
-		return n, nil
+	return n, h.put(&h.end, h.out, p)
+}
+
+// passErr writes what the command says to stderr.
+func (h *handshake) passErr(p []byte) (int, error) { return len(p), h.put(&h.endErr, h.errOut, p) }
+
+// put writes output without the sign of its end, and ends the call after both.
+func (h *handshake) put(end *exitSign, out io.Writer, p []byte) error {
+	if p = end.take(p); len(p) > 0 {
+		if _, err := out.Write(p); err != nil {
+			return err
+		}
 	}
-	if _, err := h.out.Write(p); err != nil {
-		return 0, err
+	if h.over() {
+		h.cancel()
 	}
-	return n, nil
+	return nil
 }
 
 func (h *handshake) stderr(p []byte) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.hasStarted() {
-		return h.errOut.Write(p)
+		return h.passErr(p)
 	}
 	h.heldErr = hold(h.heldErr, p)
 	return len(p), nil

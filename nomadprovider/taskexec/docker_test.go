@@ -51,6 +51,7 @@ func TestDockerExec(t *testing.T) {
 		early int
 		argv  []string
 		in    string
+		none  bool
 		code  int
 		out   string
 		err   string
@@ -59,6 +60,7 @@ func TestDockerExec(t *testing.T) {
 		"output":                 {argv: []string{"echo", "hi"}, out: "hi\n"},
 		"exit code":              {argv: []string{"sh", "-c", "echo oops >&2; exit 7"}, code: 7, err: "oops\n"},
 		"input is the command's": {argv: []string{"cat"}, in: "a\nb\n", out: "a\nb\n"},
+		"no input":               {argv: []string{"cat"}, none: true},
 		"no builtins":            {argv: []string{"exit", "3"}, code: 127},
 		"arguments as they are":  {argv: []string{"printf", "%s|", "a b", "$HOME", "'"}, out: "a b|$HOME|'|"},
 		"ended before it began":  {early: 3, argv: []string{"sh", "-c", "echo once >> " + dir + "/ran; cat"}, in: "x", out: "x"},
@@ -67,7 +69,11 @@ func TestDockerExec(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var out, errOut bytes.Buffer
 			calls := 0
-			code, err := newDockerExec().run(t.Context(), "k", early(tc.early, &calls), tc.argv, strings.NewReader(tc.in), &out, &errOut, false)
+			var in io.Reader
+			if !tc.none {
+				in = strings.NewReader(tc.in)
+			}
+			code, err := newDockerExec().run(t.Context(), "k", early(tc.early, &calls), tc.argv, in, &out, &errOut, false)
 			if (err != nil) != tc.fails || code != tc.code || out.String() != tc.out || tc.err != "" && errOut.String() != tc.err {
 				t.Errorf("code %d, %v, %q, %q", code, err, out.String(), errOut.String())
 			}
@@ -102,11 +108,36 @@ func TestDockerExecWithoutShell(t *testing.T) {
 	}
 }
 
+// The end is known from the output, both of it, and not waited for otherwise.
+func TestDockerExecEnd(t *testing.T) {
+	var over chan struct{}
+	late := func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
+		go func() { defer close(over); _, _ = local(context.WithoutCancel(ctx), argv, in, out, errOut) }()
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	typed, _ := io.Pipe() // an input that is open still
+	for _, in := range []io.Reader{typed, nil} {
+		over = make(chan struct{})
+		var out, errOut bytes.Buffer
+		code, err := newDockerExec().run(t.Context(), "k", late, []string{"sh", "-c", "printf out; printf err >&2; exit 3"}, in, &out, &errOut, false)
+		if code != 3 || err != nil || out.String() != "out" || errOut.String() != "err" {
+			t.Errorf("%d, %v, %q, %q", code, err, out.String(), errOut.String())
+		}
+		_ = typed.Close()
+		<-over
+	}
+	// A command that shows its shell's command line does not say it.
+	if sign := "nomad-kubelet-exec-ABC"; strings.Contains(execScript(sign, true, false), sign) {
+		t.Error(execScript(sign, true, false))
+	}
+}
+
 // A terminal ends lines its own way and gives back the line that starts the
 // command, in pieces of any size.
 func TestHandshakeOnTerminal(t *testing.T) {
 	var out bytes.Buffer
-	h := &handshake{ctx: t.Context(), out: &out, errOut: io.Discard, started: make(chan struct{}), tty: true}
+	h := newHandshake(t.Context(), strings.NewReader(""), &out, io.Discard, true)
 	r := iotest.OneByteReader(strings.NewReader(execSign + " 17\r\n\r\n\r\n$ "))
 	if _, err := io.Copy(writer(h.stdout), r); err != nil || out.String() != "\r\n$ " || h.pid != 17 {
 		t.Errorf("%v, %q, process %d", err, out.String(), h.pid)

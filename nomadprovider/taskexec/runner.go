@@ -1,7 +1,6 @@
 package taskexec
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -40,9 +39,6 @@ type Command struct {
 // not be run or followed to its end. When ctx ends it returns at once; the
 // command's input ends then, and what runs on is hung up, see [dockerExec.hangUp].
 func (r *Runner) Run(ctx context.Context, c Command) (int, error) {
-	if c.In == nil {
-		c.In = bytes.NewReader(nil)
-	}
 	if c.Out == nil {
 		c.Out = io.Discard
 	}
@@ -60,7 +56,7 @@ func (r *Runner) Run(ctx context.Context, c Command) (int, error) {
 	if c.Driver == "docker" && !c.Handshake {
 		code, err = r.docker.run(ctx, c.AllocID+"/"+c.Task, run, c.Argv, c.In, c.Out, c.ErrOut, c.TTY)
 	} else {
-		code, err = run(ctx, c.Argv, c.In, c.Out, c.ErrOut)
+		code, err = run(ctx, c.Argv, orEmpty(c.In), c.Out, c.ErrOut)
 	}
 	if err != nil {
 		return code, fmt.Errorf("exec in task %q of allocation %s: %w", c.Task, c.AllocID, err)
