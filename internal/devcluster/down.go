@@ -211,12 +211,14 @@ func (c *Cluster) forgetNodes(ctx context.Context) error {
 // clearFiles removes the state, and what was put elsewhere for it.
 func (c *Cluster) clearFiles() error {
 	if c.opts.VMImage && len(otherClusters(c.opts.Dir)) == 0 {
-		if os.Remove(VMImagePath) == nil {
-			c.say("  removed %s", VMImagePath)
+		for file := range vmFilesBuilt {
+			if os.Remove(file) == nil {
+				c.say("  removed %s", file)
+			}
 		}
 		// Only if empty: others may keep images there.
-		os.Remove(filepath.Dir(VMImagePath))
-		os.Remove(filepath.Dir(filepath.Dir(VMImagePath)))
+		os.Remove(VMImageDir)
+		os.Remove(filepath.Dir(VMImageDir))
 	}
 	var errs []error
 	if short := c.opts.shortDir(); short != c.opts.Dir {

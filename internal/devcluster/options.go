@@ -78,7 +78,7 @@ type Options struct {
 	// MockRuntime adds the RuntimeClass nomad-mock and its row in the driver
 	// table: pods that Nomad only pretends to run.
 	MockRuntime bool `json:"mockRuntime,omitempty"`
-	// VMImage installs the demonstration's disk image at [VMImagePath].
+	// VMImage installs the demonstration's VM in [VMImageDir].
 	VMImage bool `json:"vmImage,omitempty"`
 
 	// Timeout bounds the wait for each component; a minute and a half when zero.

@@ -48,7 +48,7 @@ func prerequisites(ctx context.Context, o Options) []Prerequisite {
 		return list
 	}
 	list = append(list, Prerequisite{"qemu", "qemu-system-x86", program("qemu-system-x86_64")})
-	if exists(filepath.Join(o.CacheDir, "vm.img")) {
+	if exists(filepath.Join(o.CacheDir, "vm")) {
 		return list
 	}
 	return append(list,

@@ -28,7 +28,7 @@ func (c *Cluster) providerKubeconfig() string {
 func (c *Cluster) Config() *config.Config {
 	node := config.VirtualNode{
 		Name:       VirtualNode,
-		HostAccess: translate.HostAccess{ImagePaths: []string{filepath.Dir(VMImagePath)}},
+		HostAccess: translate.HostAccess{ImagePaths: []string{VMImageDir}},
 	}
 	if image, err := c.companionImage(); err == nil && !c.opts.NoDocker {
 		node.CompanionImage = image

@@ -12,12 +12,23 @@ import (
 	"strings"
 )
 
-// VMImagePath is where the demonstration's VM image lies while a cluster with
-// [Options.VMImage] is up; deploy/nomad/client.hcl lets VMs boot from there.
-const VMImagePath = "/var/lib/nomad-kubelet/images/demo.img"
+// The demonstration's VM lies here while a cluster with [Options.VMImage] is up. The image boots by itself;
+// the kernel and the initial RAM disk in it boot faster without.
+const (
+	VMImageDir   = "/var/lib/nomad-kubelet/images"
+	VMImagePath  = VMImageDir + "/demo.img"
+	VMKernelPath = VMImageDir + "/demo.vmlinuz"
+	VMInitrdPath = VMImageDir + "/demo.initrd"
+)
 
-// kernelPackage is Debian's kernel for virtual machines.
-const kernelPackage = "linux-image-cloud-amd64"
+// vmFilesBuilt are the files, as the cache has them.
+var vmFilesBuilt = map[string]string{VMImagePath: "disk", VMKernelPath: "vmlinuz", VMInitrdPath: "initrd"}
+
+// Debian's packages that the VM is made of.
+const (
+	kernelPackage = "linux-image-cloud-amd64"
+	agentPackage  = "qemu-guest-agent"
+)
 
 const (
 	mebibyte  = 1 << 20
@@ -27,26 +38,31 @@ const (
 	sectorSize     = 512
 )
 
-// installVMImage builds the image unless the cache has it, and copies it to
-// where clients may boot it.
+// installVMImage builds the VM unless the cache has it, and copies it to where
+// clients may boot it.
 func (c *Cluster) installVMImage(ctx context.Context) error {
 	return c.step("VM image", func() (string, error) {
-		cached := filepath.Join(c.opts.CacheDir, "vm.img")
+		cached := filepath.Join(c.opts.CacheDir, "vm")
 		if !exists(cached) {
 			if err := buildVMImage(ctx, filepath.Join(c.opts.CacheDir, "vm-build"), cached); err != nil {
 				return "", fmt.Errorf("build the demonstration's VM image: %w", err)
 			}
 		}
-		if err := os.MkdirAll(filepath.Dir(VMImagePath), 0o755); err != nil {
+		if err := os.MkdirAll(VMImageDir, 0o755); err != nil {
 			return "", err
 		}
-		return VMImagePath, copyFile(cached, VMImagePath, 0o644)
+		for at, name := range vmFilesBuilt {
+			if err := copyFile(filepath.Join(cached, name), at, 0o644); err != nil {
+				return "", err
+			}
+		}
+		return VMImageDir, nil
 	})
 }
 
 // buildVMImage makes a disk that boots: a FAT partition with the syslinux boot
 // loader, Debian's cloud kernel and an initial RAM disk that is the whole
-// system. Nothing is mounted for it.
+// system. Nothing is mounted for it. out is the directory of [vmFilesBuilt].
 func buildVMImage(ctx context.Context, work, out string) error {
 	if runtime.GOARCH != "amd64" {
 		return fmt.Errorf("there is none for %s", runtime.GOARCH)
@@ -62,7 +78,11 @@ func buildVMImage(ctx context.Context, work, out string) error {
 	if err != nil {
 		return err
 	}
-	initrd, err := initramfs(modules)
+	agent, err := fetchAgent(ctx, work)
+	if err != nil {
+		return err
+	}
+	initrd, err := initramfs(modules, agent)
 	if err != nil {
 		return err
 	}
@@ -88,7 +108,19 @@ func buildVMImage(ctx context.Context, work, out string) error {
 			return err
 		}
 	}
-	return os.Rename(disk, out)
+	if err := os.Rename(kernel, filepath.Join(work, "vmlinuz")); err != nil {
+		return err
+	}
+	made := filepath.Join(work, "made")
+	if err := os.Mkdir(made, 0o755); err != nil {
+		return err
+	}
+	for _, name := range vmFilesBuilt {
+		if err := os.Rename(filepath.Join(work, name), filepath.Join(made, name)); err != nil {
+			return err
+		}
+	}
+	return os.Rename(made, out)
 }
 
 // fetchKernel unpacks Debian's kernel package without installing it.
@@ -112,16 +144,8 @@ func fetchKernel(ctx context.Context, work string) (kernel, modules string, err 
 	if name == "" {
 		return "", "", errors.New(kernelPackage + " names no kernel")
 	}
-	// apt's own user may not write here, which it would warn of.
-	if err := run(ctx, work, "apt-get", "-o", "APT::Sandbox::User=root", "download", name); err != nil {
-		return "", "", err
-	}
-	debs, _ := filepath.Glob(filepath.Join(work, name+"_*.deb"))
-	if len(debs) != 1 {
-		return "", "", fmt.Errorf("apt-get download %s left %d files", name, len(debs))
-	}
-	root := filepath.Join(work, "kernel")
-	if err := run(ctx, work, "dpkg-deb", "-x", debs[0], root); err != nil {
+	root, err := unpack(ctx, work, name)
+	if err != nil {
 		return "", "", err
 	}
 	kernels, _ := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
@@ -133,6 +157,29 @@ func fetchKernel(ctx context.Context, work string) (kernel, modules string, err 
 		return "", "", fmt.Errorf("package %s holds %d kernels and %d sets of modules", name, len(kernels), len(dirs))
 	}
 	return kernels[0], dirs[0], nil
+}
+
+// fetchAgent unpacks Debian's qemu-guest-agent without installing it.
+func fetchAgent(ctx context.Context, work string) (program string, err error) {
+	root, err := unpack(ctx, work, agentPackage)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(root, "usr/sbin/qemu-ga"), nil
+}
+
+// unpack fetches a package of Debian's and unpacks it into a directory.
+func unpack(ctx context.Context, work, name string) (root string, err error) {
+	// apt's own user may not write here, which it would warn of.
+	if err := run(ctx, work, "apt-get", "-o", "APT::Sandbox::User=root", "download", name); err != nil {
+		return "", err
+	}
+	debs, _ := filepath.Glob(filepath.Join(work, name+"_*.deb"))
+	if len(debs) != 1 {
+		return "", fmt.Errorf("apt-get download %s left %d files", name, len(debs))
+	}
+	root = filepath.Join(work, name)
+	return root, run(ctx, work, "dpkg-deb", "-x", debs[0], root)
 }
 
 // partitionedDisk writes an empty disk with one active FAT partition and the

@@ -12,10 +12,12 @@ import (
 )
 
 // vmModules are the kernel modules the demonstration's VM loads, in the order
-// in which they depend on each other: network card, and power button.
+// in which they depend on each other: network card, disks and what cloud-init
+// would read, guest agent, power button, and the sign of a crash.
 var vmModules = []string{
 	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
-	"failover", "net_failover", "virtio_net", "button", "evdev",
+	"failover", "net_failover", "virtio_net", "virtio_blk", "cdrom", "isofs", "virtio_console", "button", "evdev",
+	"pvpanic", "pvpanic-mmio",
 }
 
 // vmFiles is the VM's system beside busybox and the modules.
@@ -24,6 +26,7 @@ var vmFiles = map[string]string{
 
 	"etc/inittab": `::sysinit:/etc/rc
 ttyS0::respawn:-/bin/sh
+::respawn:/etc/agent
 ::shutdown:/etc/rc.stop
 `,
 
@@ -33,6 +36,9 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 for m in ` + strings.Join(vmModules, " ") + `; do insmod /lib/$m.ko 2>/dev/null; done
 hostname demo-vm
+for disk in /sys/block/vd*; do
+  [ "$(cat $disk/serial)" = seed ] && mount -t iso9660 -o ro /dev/${disk##*/} /seed
+done
 ip link set lo up
 for card in /sys/class/net/e*; do
   [ -e "$card" ] || continue
@@ -43,6 +49,14 @@ echo "<h1>Hello from a VM pod</h1><p>Linux $(uname -r), $(nproc) CPU, $(awk '/Me
 httpd -p 8080 -h /www
 acpid
 echo "demo-vm is up: Linux $(uname -r), http on port 8080, address $(ip -4 -o addr show scope global | awk '{print $4}')"
+`,
+
+	// Debian's qemu-guest-agent.
+	"etc/agent": `#!/bin/sh
+for port in /sys/class/virtio-ports/*; do
+  [ "$(cat $port/name)" = org.qemu.guest_agent.0 ] && exec qemu-ga -m virtio-serial -p /dev/${port##*/} -t /run -f /run/agent.pid
+done
+sleep 1000000
 `,
 
 	"etc/rc.stop": "#!/bin/sh\necho 'demo-vm powers off'\nsync\n",
@@ -62,8 +76,8 @@ for d in $dns; do echo "nameserver $d"; done >/etc/resolv.conf
 	"etc/group":              "root:x:0:\n",
 }
 
-// initramfs packs the VM's whole system.
-func initramfs(modules string) ([]byte, error) {
+// initramfs packs the VM's whole system. agent is Debian's qemu-ga.
+func initramfs(modules, agent string) ([]byte, error) {
 	busybox, err := StaticBusybox()
 	if err != nil {
 		return nil, err
@@ -77,7 +91,7 @@ func initramfs(modules string) ([]byte, error) {
 		return nil, fmt.Errorf("%s --list: %w", busybox, err)
 	}
 	var a cpio
-	for _, dir := range []string{"bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "proc", "root", "run", "sys", "tmp", "var", "var/log", "var/run", "www"} {
+	for _, dir := range []string{"bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "proc", "root", "run", "seed", "sys", "tmp", "var", "var/log", "var/run", "www"} {
 		a.add(dir, 0o040755, nil)
 	}
 	a.add("bin/busybox", 0o100755, program)
@@ -89,6 +103,9 @@ func initramfs(modules string) ([]byte, error) {
 	a.add("sbin", 0o120777, []byte("bin"))
 	for name, text := range vmFiles {
 		a.add(name, 0o100755, []byte(text))
+	}
+	if err := a.program("bin/qemu-ga", agent); err != nil {
+		return nil, err
 	}
 	found := map[string]string{}
 	err = filepath.WalkDir(modules, func(path string, _ fs.DirEntry, err error) error {
@@ -123,6 +140,47 @@ func (a *cpio) add(name string, mode int, data []byte) {
 	a.pad()
 	a.buf.Write(data)
 	a.pad()
+}
+
+// program adds a program with the libraries that it is loaded with, which this
+// machine has: its qemu needs the same.
+func (a *cpio) program(name, path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	a.add(name, 0o100755, data)
+	list, err := exec.Command("ldd", path).Output()
+	if err != nil {
+		return fmt.Errorf("ldd %s: %w", path, err)
+	}
+	made := map[string]bool{"lib": true}
+	for _, line := range strings.Split(string(list), "\n") {
+		if strings.Contains(line, "not found") {
+			return fmt.Errorf("%s needs %s", name, strings.TrimSpace(line))
+		}
+		for _, word := range strings.Fields(line) {
+			if !filepath.IsAbs(word) {
+				continue
+			}
+			if data, err = os.ReadFile(word); err != nil {
+				return err
+			}
+			a.dirs(made, filepath.Dir(word)[1:])
+			a.add(word[1:], 0o100755, data)
+		}
+	}
+	return nil
+}
+
+// dirs adds a directory and those above it that were not made yet.
+func (a *cpio) dirs(made map[string]bool, dir string) {
+	if dir == "." || made[dir] {
+		return
+	}
+	a.dirs(made, filepath.Dir(dir))
+	a.add(dir, 0o040755, nil)
+	made[dir] = true
 }
 
 func (a *cpio) pad() {
