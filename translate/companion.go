@@ -8,30 +8,30 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// CompanionTask writes the pod's volumes, and probes and calls its network. Its
-// name can be no container's.
+// CompanionTask writes the pod's volumes, and probes and calls its network. A VM's
+// makes its disks, reaches its console and guest agent, and presses its power
+// button. Its name can be no container's.
 const CompanionTask = "pod.companion"
-
-// PowerTask presses a VM's power button when the pod is stopped. Its name can
-// be no container's.
-const PowerTask = "vm.power"
 
 // companionMemoryMB is what Nomad takes at least, and some.
 const companionMemoryMB = 32
 
 // decideCompanion settles whether the pod has one, and whether it writes files.
 func (b *builder) decideCompanion() {
-	if b.dockerShaped() && b.in.Node.CompanionImage != "" {
-		b.writesFiles = HasFiles(b.pod)
+	if (b.dockerShaped() || b.row.Driver == driverQemu) && b.in.Node.CompanionImage != "" {
+		b.writesFiles = HasFiles(b.pod, b.row.Driver)
 		b.companion = b.writesFiles || b.networkProbes() || b.networkHooks()
 	}
 }
 
 // HasFiles says whether something has to be written into the pod's volumes that
 // a template cannot: keys that come and go, several files at once, more than a
-// Variable holds, directories in memory or with another owner or mode. The containers of such
-// a pod wait for its companion, if it has one.
-func HasFiles(pod *corev1.Pod) bool {
+// Variable holds, directories in memory or with another owner or mode, and any
+// VM's disks. The containers of such a pod wait for its companion, if it has one.
+func HasFiles(pod *corev1.Pod, driver string) bool {
+	if driver == driverQemu {
+		return true
+	}
 	b := &builder{pod: pod}
 	empty := 0
 	for i := range b.pod.Spec.Volumes {
@@ -82,7 +82,7 @@ func (b *builder) files() *Files {
 	if !b.writesFiles {
 		return nil
 	}
-	f := &Files{Items: b.fileItems.list}
+	f := &Files{Disks: b.machine.disks, Items: b.fileItems.list}
 	gid := b.fsGroup()
 	for i := range b.pod.Spec.Volumes {
 		v := b.volumes[b.pod.Spec.Volumes[i].Name]
@@ -136,7 +136,7 @@ func (b *builder) companionTask() {
 		config["cap_add"] = []string{"chown", "dac_override", "fowner", "fsetid"}
 	}
 	b.shareNetwork(config)
-	b.group.Tasks = append(b.group.Tasks, &api.Task{
+	t := &api.Task{
 		Name:          CompanionTask,
 		Driver:        driverDocker,
 		User:          user,
@@ -146,7 +146,11 @@ func (b *builder) companionTask() {
 		Resources:     b.companionResources(),
 		RestartPolicy: forever(),
 		Config:        config,
-	})
+	}
+	if b.row.Driver == driverQemu {
+		b.vmCompanion(t)
+	}
+	b.group.Tasks = append(b.group.Tasks, t)
 }
 
 // companionResources has the memory of the pod's memory volumes, too: they lie in
@@ -170,43 +174,4 @@ func (b *builder) shareNetwork(config map[string]any) {
 	if !b.ownAddress() && !b.noNetwork() {
 		config["network_mode"] = "host"
 	}
-}
-
-// hasPowerTask says whether a VM has one.
-func (b *builder) hasPowerTask() bool {
-	return b.row.Driver == driverQemu && b.in.Node.CompanionImage != "" && len(b.pod.Spec.InitContainers)+len(b.pod.Spec.Containers) == 1
-}
-
-// companions adds the tasks that run beside the pod's containers.
-func (b *builder) companions() {
-	if b.companion {
-		b.companionTask()
-	}
-	if b.row.Driver != driverQemu || len(b.group.Tasks) != 1 {
-		return
-	}
-	vm := b.group.Tasks[0]
-	if b.in.Node.CompanionImage == "" {
-		b.note("spec.terminationGracePeriodSeconds", "qemu before 9.0 does not hear the guest's power button pressed by Nomad: set virtualNodes[].companionImage")
-		return
-	}
-	config := map[string]any{
-		"image":           b.in.Node.CompanionImage,
-		"args":            []string{"vm-power", "/vm/qm.sock"},
-		"volumes":         []string{"../" + vm.Name + ":/vm"},
-		"cap_drop":        []string{"all"},
-		"readonly_rootfs": true,
-	}
-	b.shareNetwork(config)
-	// A main task, so that it is told to stop at the same time as the VM, not
-	// after it. It never fails, or it would take the VM with it.
-	b.group.Tasks = append(b.group.Tasks, &api.Task{
-		Name:          PowerTask,
-		Driver:        driverDocker,
-		KillTimeout:   vm.KillTimeout,
-		LogConfig:     vm.LogConfig,
-		Resources:     &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)},
-		RestartPolicy: forever(),
-		Config:        config,
-	})
 }

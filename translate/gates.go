@@ -57,7 +57,7 @@ func (b *builder) networkHooks() bool {
 
 // HookRuns says whether there is a hook to run in a task of that driver.
 func HookRuns(h *corev1.LifecycleHandler, driver string) bool {
-	return h != nil && h.TCPSocket == nil && driver != driverQemu && driver != driverMock
+	return h != nil && h.TCPSocket == nil && driver != driverMock
 }
 
 // Order says which of a pod's containers wait for others beyond what Nomad makes
@@ -70,9 +70,9 @@ func HookRuns(h *corev1.LifecycleHandler, driver string) bool {
 type Order struct {
 	Pod    *corev1.Pod
 	Driver string
-	// ProbeTask says that the pod has a task from which its network is probed;
+	// Companion says that the pod has one, from which its network is probed;
 	// Files, that its containers wait for a companion to write their volumes.
-	ProbeTask, Files bool
+	Companion, Files bool
 }
 
 // Closed says whether a container starts behind a closed gate; init containers
@@ -94,7 +94,7 @@ func (o Order) HoldsNext(i int) bool {
 		return o.postStart(&o.Pod.Spec.Containers[i-inits])
 	}
 	c := &o.Pod.Spec.InitContainers[i]
-	return Sidecar(c) && (ProbeRuns(c.StartupProbe, o.Driver, o.ProbeTask) || o.postStart(c))
+	return Sidecar(c) && (ProbeRuns(c.StartupProbe, o.Companion) || o.postStart(c))
 }
 
 func (o Order) postStart(c *corev1.Container) bool {
@@ -102,7 +102,7 @@ func (o Order) postStart(c *corev1.Container) bool {
 }
 
 func (b *builder) order() Order {
-	return Order{Pod: b.pod, Driver: b.row.Driver, ProbeTask: b.probesFromTask(), Files: b.writesFiles}
+	return Order{Pod: b.pod, Driver: b.row.Driver, Companion: b.companion, Files: b.writesFiles}
 }
 
 // restart writes the task's restart policy and gate.

@@ -32,6 +32,7 @@ type builder struct {
 	// companion says that the pod has one, and writesFiles that its containers
 	// wait for what it writes into their volumes.
 	companion, writesFiles bool
+	machine                machine
 	// memoryVolumesMB is the size of the pod's volumes in memory.
 	memoryVolumesMB int64
 	// podIP is the pod's address for a job that joins a pod that runs.
@@ -72,7 +73,9 @@ func Job(pod *corev1.Pod, in Inputs) (*Result, error) {
 	for _, c := range b.containers() {
 		b.task(c)
 	}
-	b.companions()
+	if b.companion {
+		b.companionTask()
+	}
 	b.finishNetwork()
 	b.disk()
 	return b.result()
@@ -326,7 +329,7 @@ func (b *builder) disk() {
 		} else {
 			main += toMB(q)
 		}
-		if l, ok := c.Resources.Limits[corev1.ResourceEphemeralStorage]; ok && !l.IsZero() {
+		if l, ok := c.Resources.Limits[corev1.ResourceEphemeralStorage]; ok && !l.IsZero() && b.row.Driver != driverQemu {
 			b.note(c.path+".resources.limits.ephemeral-storage", "is not enforced: Nomad reserves disk space and does not limit its use")
 		}
 	}

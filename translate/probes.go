@@ -13,27 +13,10 @@ type Probed struct {
 	Started, Ready bool
 }
 
-// ProbeRuns says whether a probe is run: commands everywhere but in VMs, what
-// goes over the network where a task of the pod can do it; see [ProbeTask].
-func ProbeRuns(p *corev1.Probe, driver string, task bool) bool {
-	switch {
-	case p == nil:
-		return false
-	case p.Exec != nil:
-		return driver != driverQemu
-	}
-	return task
-}
-
-// ProbeTask is the task from which the pod's network probes are run, within its
-// network namespace; empty when it has none. has tells which tasks there are.
-func ProbeTask(has func(task string) bool) string {
-	for _, task := range []string{CompanionTask, PowerTask} {
-		if has(task) {
-			return task
-		}
-	}
-	return ""
+// ProbeRuns says whether a probe is run: commands everywhere, what goes over the
+// network where the pod has a companion, which can do it.
+func ProbeRuns(p *corev1.Probe, companion bool) bool {
+	return p != nil && (p.Exec != nil || companion)
 }
 
 // ProbeCommand is the command of an exec probe, with $(NAME) expanded from what
@@ -71,16 +54,11 @@ func (c *container) probes() []namedProbe {
 	return slices.DeleteFunc(all, func(p namedProbe) bool { return p.Probe == nil || c.init && !c.sidecar })
 }
 
-// probesFromTask says whether network probes can be run; see [ProbeTask].
-func (b *builder) probesFromTask() bool { return b.companion || b.hasPowerTask() }
-
 // noteProbes tells of probes that are not run.
 func (b *builder) noteProbes(c *container) {
 	for _, p := range c.probes() {
 		switch {
-		case ProbeRuns(p.Probe, b.row.Driver, b.probesFromTask()):
-		case p.Exec != nil:
-			b.note(c.path+"."+p.name, "is not run: a command in a VM needs an agent there, which is not there yet")
+		case ProbeRuns(p.Probe, b.companion):
 		case b.in.Node.CompanionImage == "":
 			b.note(c.path+"."+p.name, "is not run: set virtualNodes[].companionImage, from which the pod's network is probed")
 		default:

@@ -1,10 +1,9 @@
 package translate
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math"
-	"path"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -16,61 +15,91 @@ import (
 // memory is a hard limit on both.
 const vmOverheadMB = 128
 
-// vmDisk is where an image from a URL lies in the task's directory.
-const vmDisk = "local/disk.img"
+// vmDirectory is where a VM's companion sees the VM's task directory.
+const vmDirectory = "/vm"
+
+// The sockets of a VM in its task's directory. Nomad's qemu driver names the
+// monitor's and the agent's (drivers/qemu/driver.go).
+const (
+	vmConsole = "con.sock"
+	vmPlug    = "plug.sock"
+)
+
+// The sockets of a VM as its companion sees them.
+const (
+	VMMonitor = vmDirectory + "/qm.sock"
+	VMAgent   = vmDirectory + "/qa.sock"
+	VMConsole = vmDirectory + "/" + vmConsole
+	// VMPlug is a second monitor: one serves one client at a time, and the
+	// companion holds the first while it waits for a VM to shut down.
+	VMPlug = vmDirectory + "/" + vmPlug
+)
+
+// machine is what a VM's task and its companion's share.
+type machine struct {
+	disks []Disk
+	// mounts and artifacts are the companion's.
+	mounts    []map[string]any
+	artifacts []*api.TaskArtifact
+}
 
 // vm writes the configuration of Nomad's qemu driver (drivers/qemu/driver.go).
 func (b *builder) vm(c *container) {
 	if c.init || len(b.pod.Spec.Containers) != 1 {
 		b.refuse(c.path, "a VM pod has one container and no init containers")
 	}
+	if b.in.Node.CompanionImage == "" {
+		b.refuse("spec.runtimeClassName", "a VM pod needs the companion: set virtualNodes[].companionImage")
+	}
 	b.vmRefusals(c)
+	cpus := max(1, min(int64(math.Ceil(float64(milliCPU(c.Container))/1000)), 255))
 	args := []string{
 		// qemu takes the last -m; the driver's own is the task's memory.
 		"-m", strconv.Itoa(b.memory(c.Container).reserve),
-		"-smp", strconv.FormatInt(max(1, min(int64(math.Ceil(float64(milliCPU(c.Container))/1000)), 255)), 10),
+		"-smp", fmt.Sprintf("%[1]d,sockets=1,cores=%[1]d,threads=1", cpus),
+		// A guest that crashes ends as a container does, with a code that is no success.
+		"-device", "pvpanic", "-action", "panic=exit-failure",
+		// With this a VM that has to be killed says so in its exit code.
+		"-device", "isa-debug-exit",
 	}
-	args = append(args, b.vmImage(c)...)
+	args = append(args, b.vmConsole()...)
+	args = append(args, b.vmDisks(c)...)
+	args = append(args, b.vmKernel(c)...)
 	args = append(args, b.vmNetwork(c)...)
 	c.config["accelerator"] = "tcg"
-	c.config["drive_interface"] = "virtio"
-	// A power button for the guest, and the monitor off the serial console,
-	// which is what the logs show.
+	// A power button for the guest, and the monitor off the serial console.
 	c.config["graceful_shutdown"] = true
+	c.config["guest_agent"] = true
 	c.config["args"] = escapeAll(args)
 }
 
-// vmImage names the boot disk. A disk that the client holds is shared, so
-// writes to it go to a temporary file; one from a URL is the pod's own.
-func (b *builder) vmImage(c *container) (args []string) {
-	field := c.path + ".image"
-	switch {
-	case strings.HasPrefix(c.Image, "https://"), strings.HasPrefix(c.Image, "http://"):
-		if strings.Contains(c.Image, "${") || strings.ContainsAny(c.Image, " \t\n") {
-			b.refuse(field, "%q is not a URL", c.Image)
-		}
-		a := &api.TaskArtifact{
-			GetterSource:  new(c.Image),
-			GetterMode:    new("file"),
-			GetterOptions: map[string]string{"archive": "false"},
-			RelativeDest:  new(vmDisk),
-		}
-		if sum := b.pod.Annotations[AnnotationImageChecksum]; sum != "" {
-			a.GetterOptions["checksum"] = sum
-		} else {
-			b.note(field, "is not verified: give its checksum in annotation %s", AnnotationImageChecksum)
-		}
-		c.task.Artifacts = []*api.TaskArtifact{a}
-		c.config["image_path"] = vmDisk
-		return nil
-	case !path.IsAbs(c.Image), slices.Contains(strings.Split(c.Image, "/"), ".."), strings.ContainsAny(c.Image, ",\n"):
-		b.refuse(field, "%q is neither an http(s) URL nor an absolute path of a disk image on the Nomad client", c.Image)
-	case !under(path.Clean(c.Image), b.in.Node.HostAccess.ImagePaths):
-		b.refuse(field, "path %s of the Nomad client is not allowed: add its directory to virtualNodes[].hostAccess.imagePaths", path.Clean(c.Image))
+// vmConsole gives the guest a serial console that is the task's log from its
+// first byte on, and takes one client on a socket. The path is relative to the
+// task's directory, where qemu runs: a socket's has 108 bytes.
+func (b *builder) vmConsole() []string {
+	return []string{
+		"-chardev", "socket,id=console,path=" + vmConsole + ",server=on,wait=off,logfile=/dev/stdout,logappend=on",
+		"-serial", "chardev:console",
+		"-chardev", "socket,id=plug,path=" + vmPlug + ",server=on,wait=off", "-mon", "chardev=plug,mode=readline",
 	}
-	c.config["image_path"] = escapeHCL(path.Clean(c.Image))
-	b.note(field, "what the VM writes to its disk is lost when it stops")
-	return []string{"-snapshot"}
+}
+
+// vmCompanion fits the companion's task to a VM: it has what the disks are made
+// of, sees the VM's sockets, and is a main task, so that it is told to stop at the
+// same time as the VM, not after it: it presses the power button.
+func (b *builder) vmCompanion(t *api.Task) {
+	if len(b.group.Tasks) == 0 {
+		return // a pod without containers
+	}
+	vm := b.group.Tasks[0]
+	t.Lifecycle = nil
+	t.KillTimeout = vm.KillTimeout
+	t.Artifacts = b.machine.artifacts
+	t.Config["args"] = []string{"vm", VMMonitor}
+	t.Config["volumes"] = []string{"../" + vm.Name + ":" + vmDirectory}
+	if len(b.machine.mounts) > 0 {
+		t.Config["mount"] = b.machine.mounts
+	}
 }
 
 // vmNetwork gives the guest qemu's user network within the allocation's
@@ -93,7 +122,14 @@ func (b *builder) vmNetwork(c *container) []string {
 		}
 		netdev += fmt.Sprintf(",hostfwd=%s::%d-:%d", protocol, p.ContainerPort, p.ContainerPort)
 	}
-	return []string{"-netdev", netdev, "-device", "virtio-net-pci,netdev=net0"}
+	return []string{"-netdev", netdev, "-device", "virtio-net-pci,netdev=net0,mac=" + b.vmMAC()}
+}
+
+// vmMAC is the guest's own, in the range of locally administered addresses
+// that qemu's belong to.
+func (b *builder) vmMAC() string {
+	sum := sha256.Sum256([]byte(b.pod.UID))
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", sum[0], sum[1], sum[2])
 }
 
 // vmRefusals lists what has a meaning only for a container's process.
@@ -108,10 +144,10 @@ func (b *builder) vmRefusals(c *container) {
 		{len(c.EnvFrom) > 0, "envFrom"},
 		{len(c.Env) > 0, "env"},
 		{len(c.VolumeDevices) > 0, "volumeDevices"},
-		{c.Lifecycle != nil && (c.Lifecycle.PreStop != nil && c.Lifecycle.PreStop.Sleep == nil || c.Lifecycle.StopSignal != nil), "lifecycle"},
+		// It would be run before the guest has booted.
+		{c.Lifecycle != nil && c.Lifecycle.PostStart != nil, "lifecycle.postStart"},
+		{c.Lifecycle != nil && c.Lifecycle.StopSignal != nil, "lifecycle.stopSignal"},
 		{c.SecurityContext != nil && *c.SecurityContext != corev1.SecurityContext{}, "securityContext"},
-		{c.Stdin, "stdin"},
-		{c.TTY, "tty"},
 	} {
 		if f.set {
 			b.refuse(c.path+"."+f.name, "is not there yet for VM pods")
@@ -129,7 +165,11 @@ func (b *builder) vmRefusals(c *container) {
 	if len(b.pod.Spec.HostAliases) > 0 {
 		b.refuse("spec.hostAliases", "is not there yet for VM pods")
 	}
-	b.note(c.path, "the guest does not know the pod's host name")
+	for _, name := range sortedKeys(b.pod.Annotations) {
+		if strings.HasPrefix(name, annotationVM) && !vmAnnotations[name] {
+			b.refuse("metadata.annotations["+name+"]", "is not known: a VM has no live migration, snapshots or devices that come and go")
+		}
+	}
 }
 
 // vmVolume passes over the volume that admission adds to every pod.

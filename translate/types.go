@@ -222,6 +222,7 @@ type Result struct {
 type Files struct {
 	Volumes []FileVolume
 	Dirs    []Dir
+	Disks   []Disk
 	// Items are the sources of the files' contents.
 	Items []Item
 }
@@ -239,6 +240,20 @@ type VolumeFile struct {
 	Item string // key of an item
 	Data string
 	Mode int32
+}
+
+// Disk is one of a VM's, made once before it starts. It begins as a copy of Base,
+// or empty, or holds Files.
+type Disk struct {
+	Path string
+	// Base is an image, qcow2 or raw, of which only what the VM changes is stored
+	// in the disk; Backing is how qemu names it, relative to the disk or absolute.
+	Base, Backing string
+	// SizeMB is the disk's size, 0 for the image's.
+	SizeMB int64
+	// Label is the name of the file system (ISO 9660) that Files lie on.
+	Label string
+	Files []VolumeFile
 }
 
 // Dir is a directory for the containers to write in.

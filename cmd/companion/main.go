@@ -31,8 +31,17 @@ const usage = `usage: companion COMMAND
   docker-proxy LISTEN ENGINE
                    stand between Nomad and the Docker engine on the socket
                    ENGINE, and mend what the docker driver gets wrong by haste
-  vm-power SOCKET  on SIGTERM, press the power button of the VM whose qemu
-                   monitor is SOCKET, and wait until it is off
+  vm MONITOR       on SIGTERM, press the power button of the VM whose qemu monitor
+                   is on the socket MONITOR, and wait until it is off; other
+                   commands are run beside it
+  vm-press MONITOR press the power button
+  vm-cut MONITOR   end the VM at once
+  vm-exec AGENT SIGN COMMAND...
+  vm-check AGENT SIGN COMMAND...
+                   say SIGN, wait for a line, and run COMMAND by the guest agent
+                   on the socket AGENT: with the input that follows, or as a probe
+  vm-console CONSOLE SIGN
+                   the same with the serial console on the socket CONSOLE
 `
 
 func main() {
@@ -52,8 +61,21 @@ func main() {
 		err = forward.Serve(stop, stdio{os.Stdin, os.Stdout}, forward.Local)
 	case len(args) == 3 && args[0] == "docker-proxy":
 		err = dockerproxy.Serve(stop, args[1], args[2], hclog.Default())
-	case len(args) == 2 && args[0] == "vm-power":
+	case len(args) == 2 && args[0] == "vm":
 		err = companion.PowerButton(context.Background(), stop.Done(), args[1])
+	case len(args) == 2 && args[0] == "vm-press":
+		answer(companion.Press(stop, args[1]))
+	case len(args) == 2 && args[0] == "vm-cut":
+		answer(companion.Cut(stop, args[1]))
+	case len(args) > 3 && args[0] == "vm-exec":
+		code := companion.GuestExec(stop, args[1], args[2], args[3:], os.Stdin, os.Stdout, os.Stderr)
+		time.Sleep(companion.Linger)
+		os.Exit(code)
+	case len(args) > 3 && args[0] == "vm-check":
+		companion.GuestCheck(stop, args[1], args[2], args[3:], os.Stdin, os.Stdout)
+		time.Sleep(companion.Linger)
+	case len(args) == 3 && args[0] == "vm-console":
+		err = companion.GuestConsole(stop, args[1], args[2], os.Stdin, os.Stdout)
 	default:
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
@@ -70,10 +92,6 @@ type stdio struct {
 	io.Writer
 }
 
-// linger is how long a command that was run by Nomad's exec outlives its
-// answer: Nomad's docker driver loses the output of one that ends at once.
-const linger = 300 * time.Millisecond
-
 // answer is one line; the exit code tells nothing that it does not.
 func answer(err error) {
 	if err != nil {
@@ -81,5 +99,5 @@ func answer(err error) {
 	} else {
 		fmt.Println(companion.AnswerDone)
 	}
-	time.Sleep(linger)
+	time.Sleep(companion.Linger)
 }

@@ -107,11 +107,3 @@ plugin "docker" {
     }
   }
 }
-
-plugin "qemu" {
-  config {
-    # Where VM pods may take disk images from by path; hostAccess.imagePaths of
-    # the virtual node must allow the same.
-    image_paths = ["/var/lib/nomad-kubelet/images"]
-  }
-}

@@ -11,15 +11,24 @@ import (
 	"path/filepath"
 )
 
-// Entry is one line of what [WriteFiles] reads. Exactly one of Dir, Volume,
-// File and End is set; files belong to the volume before them.
+// Entry is one line of what [WriteFiles] reads. Exactly one of Dir, Volume, Disk,
+// File and End is set; files belong to the volume or disk before them.
 type Entry struct {
 	// Dir is a directory to be there, with this owner and mode. What it holds is
 	// left alone.
 	Dir string `json:"dir,omitempty"`
 	// Volume is a directory whose files all change at once.
 	Volume string `json:"volume,omitempty"`
-	// File is a path within the volume, and Data its content.
+	// Disk is a VM's disk to be there. One that is there is left alone.
+	Disk string `json:"disk,omitempty"`
+	// Base is the image that the disk begins as, and Backing how qemu names it;
+	// SizeMB is the disk's size, 0 for the image's.
+	Base    string `json:"base,omitempty"`
+	Backing string `json:"backing,omitempty"`
+	SizeMB  int64  `json:"sizeMB,omitempty"`
+	// Label is given for a disk that holds files (ISO 9660), by this name.
+	Label string `json:"label,omitempty"`
+	// File is a path within the volume or disk, and Data its content.
 	File string `json:"file,omitempty"`
 	Data []byte `json:"data,omitempty"`
 	Mode uint32 `json:"mode,omitempty"` // permission bits, and 02000 for setgid
@@ -34,45 +43,62 @@ const (
 	AnswerFailed = "failed: "
 )
 
-// WriteFiles reads entries, one JSON object a line, and brings directories and
-// volumes to that state. Each volume changes at once, and only if it differs.
+// set is what files are put into, and then is there as a whole or not at all.
+type set interface {
+	add(Entry) error
+	commit() error
+	abandon() error
+}
+
+// WriteFiles reads entries, one JSON object a line, and brings directories,
+// volumes and disks to that state. Each volume changes at once, and only if it
+// differs.
 func WriteFiles(r io.Reader) error {
 	dec := json.NewDecoder(bufio.NewReader(r))
-	var v *volume
-	flush := func() error {
-		if v == nil {
-			return nil
-		}
-		done := v
-		v = nil
-		return done.commit()
-	}
+	var open set
 	for {
 		var e Entry
-		if err := dec.Decode(&e); err != nil {
-			return errors.Join(fmt.Errorf("the list of files broke off: %w", err), v.abandon())
+		err := dec.Decode(&e)
+		if err != nil {
+			err = fmt.Errorf("the list of files broke off: %w", err)
 		}
-		var err error
 		switch {
-		case e.End:
-			return flush()
-		case e.Dir != "":
-			if err = flush(); err == nil {
-				err = makeDir(e)
-			}
-		case e.Volume != "":
-			if err = flush(); err == nil {
-				v, err = newVolume(e.Volume, e.GID)
-			}
-		case e.File != "" && v != nil:
-			err = v.add(e)
+		case err != nil:
+		case e.File != "" && open != nil:
+			err = open.add(e)
 		default:
-			err = errors.New("an entry is neither directory, volume nor file of a volume")
+			if open != nil {
+				done := open
+				open = nil
+				err = done.commit()
+			}
+			if e.End || err != nil {
+				return err
+			}
+			open, err = start(e)
+		}
+		if err != nil && open != nil {
+			err = errors.Join(err, open.abandon())
 		}
 		if err != nil {
-			return errors.Join(err, v.abandon())
+			return err
 		}
 	}
+}
+
+// start makes what an entry names; nil if no files are to follow.
+func start(e Entry) (set, error) {
+	switch {
+	case e.Dir != "":
+		return nil, makeDir(e)
+	case e.Volume != "":
+		return newVolume(e.Volume, e.GID)
+	case e.Disk != "" && e.Label != "":
+		return newSeed(e)
+	case e.Disk != "":
+		return nil, makeDisk(e)
+	}
+	return nil, errors.New("an entry is neither directory, volume, disk nor a file of one")
 }
 
 func makeDir(e Entry) error {
@@ -114,7 +140,7 @@ type volume struct {
 	files int
 }
 
-func newVolume(dir string, gid int) (*volume, error) {
+func newVolume(dir string, gid int) (set, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -231,10 +257,5 @@ func (v *volume) tidy() error {
 	return nil
 }
 
-// abandon drops a version that is not wanted; v may be nil.
-func (v *volume) abandon() error {
-	if v == nil {
-		return nil
-	}
-	return os.RemoveAll(v.next)
-}
+// abandon drops a version that is not wanted.
+func (v *volume) abandon() error { return os.RemoveAll(v.next) }

@@ -27,7 +27,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 		fail(w, code, err)
 		return
 	}
-	if driver := s.driver(t.pod); driver != "docker" {
+	if driver := s.driver(t.pod); driver != "docker" && driver != driverQemu {
 		fail(w, http.StatusNotImplemented, fmt.Errorf("attach is not there for pods on driver %s", driver))
 		return
 	}
@@ -93,6 +93,9 @@ func (a *attacher) AttachContainer(ctx context.Context, _ string, _ types.UID, c
 	if in == nil || !a.stdin {
 		in = nothing{ctx}
 	}
+	if a.s.driver(a.t.pod) == driverQemu {
+		return a.console(ctx, in, &streamWriter{w: out, cancel: cancel})
+	}
 	token := rand.Text()
 	toOut, toErr := gather(&streamWriter{w: out, cancel: cancel}), gather(&streamWriter{w: errOut, cancel: cancel})
 	code, err := a.s.o.Exec.Run(ctx, taskexec.Command{
@@ -130,6 +133,27 @@ func (a *attacher) end(ctx context.Context, container, token string) {
 		// The container has ended, or the proxy's own patience will.
 		a.s.o.Log.Debug("the end of an attached client was not told", "pod", a.t.pod.UID, "error", err)
 	}
+}
+
+// driverQemu is Nomad's for VMs.
+const driverQemu = "qemu"
+
+// console joins a client to the serial console of a VM. The terminal is the
+// guest's own: bytes go both ways as they are. One that only looks on has the log.
+func (a *attacher) console(ctx context.Context, in io.Reader, out io.Writer) error {
+	if !a.stdin {
+		return a.follow(ctx, out)
+	}
+	code, err := a.s.o.Exec.Run(ctx, taskexec.Command{
+		Namespace: a.s.o.Namespace, AllocID: a.t.allocID, Task: translate.TaskName(a.t.container), Driver: driverQemu, In: in, Out: out, ErrOut: out,
+	})
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("the client has left")
+	case err == nil && code != 0:
+		err = fmt.Errorf("the companion ended with %d", code)
+	}
+	return err
 }
 
 // follow hands on what the container writes from now on.

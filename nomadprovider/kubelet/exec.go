@@ -27,10 +27,6 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 		fail(w, code, err)
 		return
 	}
-	if s.driver(t.pod) == "qemu" {
-		fail(w, http.StatusNotImplemented, errors.New("exec is not there yet for VM pods: it needs an agent in the guest"))
-		return
-	}
 	command := r.URL.Query()[corev1.ExecCommandParam]
 	if len(command) == 0 {
 		fail(w, http.StatusBadRequest, errors.New("no command given"))
@@ -44,6 +40,10 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	opts, err := crirc.NewOptions(r)
 	if err != nil {
 		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	if opts.TTY && s.driver(t.pod) == driverQemu {
+		fail(w, http.StatusBadRequest, errors.New("a VM's guest agent gives commands no terminal: use kubectl attach -it for the VM's console, exec without -t, or ssh"))
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())

@@ -74,10 +74,7 @@ func (s *Server) ways(pod *corev1.Pod) []way {
 			}
 		}
 	}
-	for _, task := range []string{translate.CompanionTask, translate.PowerTask} {
-		out = append(out, way{task, []string{"/companion", "forward"}})
-	}
-	return out
+	return append(out, way{translate.CompanionTask, []string{"/companion", "forward"}})
 }
 
 // forwarder carries the connections of one request by one call.

@@ -221,8 +221,10 @@ func TestUnavailableLogsAndExec(t *testing.T) {
 		}
 	}
 	p.pod.Spec.RuntimeClassName = ptr.To("nomad-vm")
-	if code, body := fetch(t, u+"/exec/default/p/web?command=id&output=1"); code != 501 || !strings.Contains(body, "VM pods") {
-		t.Errorf("exec in a VM: %d %s", code, body)
+	p.alloc = "a1"
+	p.state(corev1.ContainerState{Running: &corev1.ContainerStateRunning{}})
+	if code, body := fetch(t, u+"/exec/default/p/web?command=id&output=1&tty=1"); code != 400 || !strings.Contains(body, "attach -it") {
+		t.Errorf("exec in a VM on a terminal: %d %s", code, body)
 	}
 }
 

@@ -19,30 +19,30 @@ const companionTries = 5
 // askCompanion runs one of the companion's commands until it has answered: a
 // call may end without having started it (hashicorp/nomad#27146), and all of
 // them may be run twice. The error is an [unheardError] when there was no answer.
-func (c *Controller) askCompanion(ctx context.Context, alloc *api.Allocation, command string, in []byte) error {
+func (c *Controller) askCompanion(ctx context.Context, alloc *api.Allocation, in []byte, command ...string) error {
 	var err error
 	for range companionTries {
 		var answer string
-		if answer, err = c.runCompanion(ctx, alloc, command, in); answer != "" || ctx.Err() != nil {
+		if answer, err = c.runCompanion(ctx, alloc, in, command); answer != "" || ctx.Err() != nil {
 			if answer == companion.AnswerDone {
 				return nil
 			}
-			return fmt.Errorf("the companion's command %s: %s", command, strings.TrimPrefix(answer, companion.AnswerFailed))
+			return fmt.Errorf("the companion's command %s: %s", command[0], strings.TrimPrefix(answer, companion.AnswerFailed))
 		}
 	}
 	if err == nil {
 		err = errors.New("no answer")
 	}
-	return fmt.Errorf("the companion's command %s: %w", command, &unheardError{err})
+	return fmt.Errorf("the companion's command %s: %w", command[0], &unheardError{err})
 }
 
-func (c *Controller) runCompanion(ctx context.Context, alloc *api.Allocation, command string, in []byte) (answer string, err error) {
+func (c *Controller) runCompanion(ctx context.Context, alloc *api.Allocation, in []byte, command []string) (answer string, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	out := &firstLine{done: cancel}
 	_, err = c.Exec.Run(ctx, taskexec.Command{
 		Namespace: alloc.Namespace, AllocID: alloc.ID, Task: translate.CompanionTask, Driver: "docker", Handshake: true,
-		Argv: []string{"/companion", command}, In: bytes.NewReader(in), Out: out, ErrOut: out,
+		Argv: append([]string{"/companion"}, command...), In: bytes.NewReader(in), Out: out, ErrOut: out,
 	})
 	return out.line, err
 }

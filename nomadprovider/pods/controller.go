@@ -85,9 +85,10 @@ type Controller struct {
 // podState is what is remembered of a pod between passes. All of it can be
 // lost: it saves work or makes a message better.
 type podState struct {
-	gone      bool // the deletion of the pod was seen
-	grace     *int64
-	namespace string // Nomad's, of a pod that is gone
+	gone  bool // the deletion of the pod was seen
+	grace *int64
+	// namespace is Nomad's, and driver the containers', of a pod that is gone.
+	namespace, driver string
 	// gates is what was last written into a task's gate.
 	gates map[string]string
 	// registered is when this process set out to register the job; zero: a
@@ -244,9 +245,9 @@ func (c *Controller) metadataChanged(a, b *corev1.Pod) bool {
 func (c *Controller) podDeleted(x any) {
 	switch x := x.(type) {
 	case *corev1.Pod:
-		namespace := c.nodes[x.Spec.NodeName].Profile().Namespace
+		namespace, driver := c.nodes[x.Spec.NodeName].Profile().Namespace, c.driver(x)
 		c.with(x.UID, func(s *podState) {
-			s.gone, s.grace, s.namespace = true, x.DeletionGracePeriodSeconds, namespace
+			s.gone, s.grace, s.namespace, s.driver = true, x.DeletionGracePeriodSeconds, namespace, driver
 			s.debugged = len(x.Spec.EphemeralContainers) > 0
 		})
 		c.enqueue(x.UID)

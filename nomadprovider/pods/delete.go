@@ -65,19 +65,19 @@ func deadlineOf(pod *corev1.Pod) time.Time { return pod.DeletionTimestamp.Add(ti
 // that is. Nomad's own kill timeout, frozen when a task starts
 // (client/allocrunner/taskrunner/driver_handle.go), knows nothing of a deletion
 // with less time, nor of what hooks and sidecars took.
-func (c *Controller) killAt(ctx context.Context, alloc *api.Allocation, deadline time.Time) (time.Duration, error) {
+func (c *Controller) killAt(ctx context.Context, driver string, alloc *api.Allocation, deadline time.Time) (time.Duration, error) {
 	if left := deadline.Sub(c.Clock.Now()); left > 0 {
 		return left, nil
 	}
-	return minimumGrace, c.kill(ctx, alloc)
+	return minimumGrace, c.kill(ctx, driver, alloc)
 }
 
 // kill sends SIGKILL to every running task.
-func (c *Controller) kill(ctx context.Context, alloc *api.Allocation) error {
+func (c *Controller) kill(ctx context.Context, driver string, alloc *api.Allocation) error {
 	var errs []error
 	for task, ts := range alloc.TaskStates {
 		if ts.State == "running" {
-			errs = append(errs, c.signal(ctx, alloc, task, "SIGKILL"))
+			errs = append(errs, c.signal(ctx, driver, alloc, task, sigkill))
 		}
 	}
 	return errors.Join(errs...)
@@ -112,8 +112,10 @@ func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry
 	c.prober.Drop(uid)
 	var seen, debugged bool
 	var grace *int64
-	var namespace string
-	c.with(uid, func(s *podState) { seen, debugged, grace, namespace = s.gone, s.debugged, s.grace, s.namespace })
+	var namespace, driver string
+	c.with(uid, func(s *podState) {
+		seen, debugged, grace, namespace, driver = s.gone, s.debugged, s.grace, s.namespace, s.driver
+	})
 	if !known && len(entry.Companions) == 0 {
 		// Nomad may have collected the job by itself; it keeps the Variables.
 		if seen {
@@ -146,7 +148,7 @@ func (c *Controller) reap(ctx context.Context, uid types.UID, entry allocs.Entry
 		if seen && grace != nil && *grace == 0 {
 			// Deleted by force: no more time.
 			for _, a := range left {
-				if err := c.kill(ctx, a); err != nil {
+				if err := c.kill(ctx, driver, a); err != nil {
 					c.Log.Debug("a task that was to be killed", "error", err)
 				}
 			}

@@ -100,7 +100,7 @@ func (c *Controller) endEphemeral(ctx context.Context, pod *corev1.Pod, companio
 	}
 	for _, a := range live(companion) {
 		if pod.DeletionTimestamp != nil {
-			return c.killAt(ctx, a, deadlineOf(pod))
+			return c.killAt(ctx, c.driver(pod), a, deadlineOf(pod))
 		}
 	}
 	return 0, nil

@@ -34,14 +34,14 @@ const (
 )
 
 // hasFiles says whether the pod's companion writes its volumes.
-func hasFiles(pod *corev1.Pod, alloc *api.Allocation) bool {
-	return alloc.TaskStates[translate.CompanionTask] != nil && translate.HasFiles(pod)
+func (c *Controller) hasFiles(pod *corev1.Pod, alloc *api.Allocation) bool {
+	return alloc.TaskStates[translate.CompanionTask] != nil && translate.HasFiles(pod, c.driver(pod))
 }
 
 // filesRun is when the companion that writes the pod's volumes started, zero
 // while none runs.
-func filesRun(pod *corev1.Pod, alloc *api.Allocation) time.Time {
-	if alloc == nil || alloc.ClientTerminalStatus() || !hasFiles(pod, alloc) {
+func (c *Controller) filesRun(pod *corev1.Pod, alloc *api.Allocation) time.Time {
+	if alloc == nil || alloc.ClientTerminalStatus() || !c.hasFiles(pod, alloc) {
 		return time.Time{}
 	}
 	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "running" {
@@ -52,7 +52,7 @@ func filesRun(pod *corev1.Pod, alloc *api.Allocation) time.Time {
 
 // filesReady says whether the containers may start, as far as their volumes go.
 func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
-	if !hasFiles(pod, alloc) {
+	if !c.hasFiles(pod, alloc) {
 		return true
 	}
 	var ready bool
@@ -62,7 +62,7 @@ func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
 
 // handOver brings the pod's files up to date. next is when to look again.
 func (c *Controller) handOver(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, f *translate.Files) (next time.Duration, err error) {
-	run := filesRun(pod, alloc)
+	run := c.filesRun(pod, alloc)
 	if f == nil || run.IsZero() {
 		c.tellCompanion(pod, alloc)
 		return 0, nil // its start comes as an event
@@ -77,7 +77,7 @@ func (c *Controller) handOver(ctx context.Context, pod *corev1.Pod, alloc *api.A
 	if now.run.Equal(was.run) && now.sum == was.sum {
 		return next, nil
 	}
-	if err := c.askCompanion(ctx, alloc, "files", list); err != nil {
+	if err := c.askCompanion(ctx, alloc, list, "files"); err != nil {
 		c.tellMount(pod, "write the pod's volumes: "+err.Error())
 		c.with(pod.UID, func(s *podState) { s.dirty = true })
 		return filesRetry, nil
@@ -94,7 +94,7 @@ func (c *Controller) tellCompanion(pod *corev1.Pod, alloc *api.Allocation) {
 	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State != "running" && ts.StartedAt.IsZero() {
 		for _, e := range ts.Events {
 			if translate.StartFailure(e) {
-				c.tellMount(pod, "the pod's companion does not start (virtualNodes[].companionImage): "+e.DisplayMessage)
+				c.tellMount(pod, "the pod's companion (virtualNodes[].companionImage) does not start: "+e.DisplayMessage)
 				return
 			}
 		}

@@ -71,7 +71,7 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 
 func (c *Controller) order(pod *corev1.Pod, alloc *api.Allocation) translate.Order {
 	about := c.probing(pod, alloc)
-	return translate.Order{Pod: pod, Driver: about.driver, ProbeTask: about.task, Files: hasFiles(pod, alloc)}
+	return translate.Order{Pod: pod, Driver: about.driver, Companion: about.companion, Files: c.hasFiles(pod, alloc)}
 }
 
 // turnOf says whether all is done that a container waits for, init containers

@@ -282,7 +282,7 @@ func (c *Controller) get(ctx context.Context, pod *corev1.Pod, alloc *api.Alloca
 	if err != nil {
 		return err
 	}
-	return c.askCompanion(ctx, alloc, "get", in)
+	return c.askCompanion(ctx, alloc, in, "get")
 }
 
 // portOf resolves a port that may be named.

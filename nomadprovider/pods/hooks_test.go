@@ -202,7 +202,7 @@ func TestSignalOfTheDead(t *testing.T) {
 	r := newRoom(t)
 	for text, want := range map[string]bool{"Task not running": true, "Cannot kill container: c: Container c is not running": true, "no route": false} {
 		r.nomad.answers["PUT client/allocation/a1/signal"] = answer{500, text}
-		if err := r.signal(ctx, newAlloc("a1", "running", nil), "web", "SIGKILL"); (err == nil) != want {
+		if err := r.signal(ctx, "docker", newAlloc("a1", "running", nil), "web", "SIGKILL"); (err == nil) != want {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
@@ -327,7 +327,7 @@ func TestCompanionThatCannotStart(t *testing.T) {
 	if again := r.follows(pod, e); again != 10*time.Second {
 		t.Errorf("look again in %s", again)
 	}
-	r.event("Warning FailedMount the pod's companion does not start (virtualNodes[].companionImage): no such runtime")
+	r.event("Warning FailedMount the pod's companion (virtualNodes[].companionImage) does not start: no such runtime")
 	if w := r.read(pod).Status.ContainerStatuses[0].State.Waiting; w == nil || w.Reason != "ContainerCreating" {
 		t.Errorf("%+v", r.read(pod).Status)
 	}

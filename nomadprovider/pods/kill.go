@@ -81,14 +81,11 @@ func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.A
 		return 0, nil
 	}
 	left := k.deadline.Sub(c.Clock.Now())
-	if c.driver(pod) == "qemu" {
-		return 0, c.restartVM(ctx, pod, alloc, ct, k)
-	}
 	if !k.signalled {
 		if wait := c.preStop(pod, alloc, ct, left); wait > 0 {
 			return wait, nil
 		}
-		if err := c.signal(ctx, alloc, task, stopSignal(ct)); err != nil {
+		if err := c.signal(ctx, c.driver(pod), alloc, task, stopSignal(ct)); err != nil {
 			return 0, err
 		}
 		left = max(left, minimumGrace)
@@ -99,7 +96,7 @@ func (c *Controller) workKill(ctx context.Context, pod *corev1.Pod, alloc *api.A
 	if left > 0 || k.killed {
 		return max(left, 0), nil // when it was killed its end comes as an event
 	}
-	if err := c.signal(ctx, alloc, task, "SIGKILL"); err != nil {
+	if err := c.signal(ctx, c.driver(pod), alloc, task, sigkill); err != nil {
 		return 0, err
 	}
 	c.with(pod.UID, func(*podState) { k.killed = true })
@@ -123,6 +120,8 @@ func (c *Controller) preStop(pod *corev1.Pod, alloc *api.Allocation, ct *corev1.
 	return sooner(left, wait)
 }
 
+const sigkill = "SIGKILL"
+
 func stopSignal(ct *corev1.Container) string {
 	if ct.Lifecycle != nil && ct.Lifecycle.StopSignal != nil {
 		return string(*ct.Lifecycle.StopSignal)
@@ -130,23 +129,15 @@ func stopSignal(ct *corev1.Container) string {
 	return string(corev1.SIGTERM)
 }
 
-// restartVM has Nomad stop the task, within its kill_timeout, and start it: a VM
-// takes no signals. One that is not to run again is left alone, since nothing
-// else ends it.
-func (c *Controller) restartVM(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, ct *corev1.Container, k *kill) error {
-	if k.signalled || !translate.RestartsAfter(pod, ct, false, 1) {
-		return nil
-	}
-	task := translate.TaskName(ct.Name)
-	if err := c.Nomad.Allocations().Restart(alloc, task, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx)); err != nil {
-		return fmt.Errorf("restart task %s of allocation %s: %w", task, alloc.ID, err)
-	}
-	c.with(pod.UID, func(*podState) { k.signalled = true })
-	return nil
-}
-
 // signal sends a signal to a task; that it has ended meanwhile comes as an event.
-func (c *Controller) signal(ctx context.Context, alloc *api.Allocation, task, signal string) error {
+// A VM's is its power button, and its plug.
+func (c *Controller) signal(ctx context.Context, driver string, alloc *api.Allocation, task, signal string) error {
+	if driver == "qemu" && task != translate.CompanionTask {
+		if signal == sigkill {
+			return c.askCompanion(ctx, alloc, nil, "vm-cut", translate.VMPlug)
+		}
+		return c.askCompanion(ctx, alloc, nil, "vm-press", translate.VMMonitor)
+	}
 	err := c.Nomad.Allocations().Signal(alloc, (&api.QueryOptions{Namespace: alloc.Namespace}).WithContext(ctx), task, signal)
 	// The second is Docker's word for one that Nomad still takes for running.
 	if err != nil && !strings.Contains(err.Error(), "Task not running") && !strings.Contains(err.Error(), "is not running") {
@@ -168,7 +159,7 @@ func (c *Controller) windDown(ctx context.Context, pod *corev1.Pod, entry allocs
 				return 0, err
 			}
 		}
-		return c.killAt(ctx, alloc, deadline)
+		return c.killAt(ctx, c.driver(pod), alloc, deadline)
 	}
 	for _, ct := range endNext(pod, alloc) {
 		c.killContainer(pod, alloc, ct, deadline)

@@ -55,19 +55,15 @@ func runOf(alloc *api.Allocation, ts *api.TaskState) string {
 // probing is what the functions here share about a pod.
 type probing struct {
 	driver string
-	// task says whether the pod has one from which its network is probed.
-	task bool
+	// companion says whether the pod has one, from which its network is probed.
+	companion bool
 }
 
 func (c *Controller) probing(pod *corev1.Pod, alloc *api.Allocation) probing {
-	return probing{driver: c.driver(pod), task: probeTask(alloc) != ""}
+	return probing{driver: c.driver(pod), companion: alloc.TaskStates[translate.CompanionTask] != nil}
 }
 
-func (p probing) runs(probe *corev1.Probe) bool { return translate.ProbeRuns(probe, p.driver, p.task) }
-
-func probeTask(alloc *api.Allocation) string {
-	return translate.ProbeTask(func(task string) bool { return alloc.TaskStates[task] != nil })
-}
+func (p probing) runs(probe *corev1.Probe) bool { return translate.ProbeRuns(probe, p.companion) }
 
 // probedContainers are those that may have probes: not the ordinary init
 // containers.
@@ -102,8 +98,8 @@ func (c *Controller) workProbes(pod *corev1.Pod, alloc *api.Allocation) {
 	}
 	about := c.probing(pod, alloc)
 	target := prober.Target{Namespace: alloc.Namespace, AllocID: alloc.ID, Driver: about.driver}
-	if task := probeTask(alloc); task != "" && alloc.TaskStates[task].State == "running" && !alloc.ClientTerminalStatus() {
-		target.Task = task
+	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && ts.State == "running" && !alloc.ClientTerminalStatus() {
+		target.Task = translate.CompanionTask
 	}
 	ip := translate.PodIP(pod, alloc, c.addresses(pod, alloc))
 	var list []probes.Probe

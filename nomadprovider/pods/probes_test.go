@@ -1,8 +1,10 @@
 package pods
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/probes"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
@@ -293,26 +296,36 @@ func TestProbesEndWithThePod(t *testing.T) {
 	}
 }
 
-// A VM takes no signals: Nomad restarts it, unless it is not to run again.
+// A VM takes no signals: its companion presses its power button, and at the end
+// of the grace period pulls its plug.
 func TestLivenessOfVM(t *testing.T) {
-	for policy, want := range map[corev1.RestartPolicy][]string{
-		corev1.RestartPolicyAlways: {"PUT client/allocation/a1/restart web"},
-		corev1.RestartPolicyNever:  nil,
-	} {
-		r := newRoom(t)
-		pod := r.pod(func(p *corev1.Pod) {
-			p.Spec.RuntimeClassName, p.Spec.RestartPolicy = new("nomad-vm"), policy
-			p.Spec.Containers[0].LivenessProbe = &corev1.Probe{
-				ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(22)}}, InitialDelaySeconds: 3600,
-			}
-		})
-		on := tasks{"web": running(0, epoch), translate.PowerTask: running(0, epoch)}
-		r.passes(pod, on)
-		r.finds("web", probes.Liveness, epoch, false)
-		for range 2 {
-			r.passes(pod, on)
-			r.clock.Step(time.Minute)
+	r := newRoom(t)
+	var mu sync.Mutex
+	var got []string
+	r.run = func(c taskexec.Command) (int, error) {
+		if c.Task != translate.CompanionTask || !strings.HasPrefix(c.Argv[1], "vm-") {
+			return 0, nil
 		}
-		r.asked(want...)
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, c.Argv[1])
+		_, err := fmt.Fprintln(c.Out, companion.AnswerDone)
+		return 0, err
+	}
+	pod := r.pod(func(p *corev1.Pod) {
+		p.Spec.RuntimeClassName = new("nomad-vm")
+		p.Spec.Containers[0].LivenessProbe = execProbe()
+	})
+	on := tasks{"web": running(0, epoch), translate.CompanionTask: running(0, epoch)}
+	r.passes(pod, on)
+	r.finds("web", probes.Liveness, epoch, false)
+	for range 3 {
+		r.passes(pod, on)
+		r.clock.Step(20 * time.Second)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if strings.Join(got, " ") != "vm-press vm-cut" {
+		t.Errorf("asked for %v", got)
 	}
 }

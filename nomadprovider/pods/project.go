@@ -26,7 +26,7 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 		if !s.refresh.IsZero() {
 			left = s.refresh.Sub(c.Clock.Now())
 		}
-		run := filesRun(pod, alloc)
+		run := c.filesRun(pod, alloc)
 		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0 || !run.IsZero() && !run.Equal(s.files.run)
 		s.dirty = false
 	})

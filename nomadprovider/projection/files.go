@@ -48,9 +48,8 @@ func (w *Writer) Files(ctx context.Context, pod *corev1.Pod, f *translate.Files,
 	for _, d := range f.Dirs {
 		put(companion.Entry{Dir: d.Path, Mode: d.Mode, GID: gid(d.GID)})
 	}
-	for _, v := range f.Volumes {
-		put(companion.Entry{Volume: v.Path, GID: gid(v.GID)})
-		for _, file := range v.Files {
+	fill := func(files []translate.VolumeFile) {
+		for _, file := range files {
 			data := []byte(file.Data)
 			if file.Item != "" {
 				var ok bool
@@ -60,6 +59,14 @@ func (w *Writer) Files(ctx context.Context, pod *corev1.Pod, f *translate.Files,
 			}
 			put(companion.Entry{File: file.Path, Data: data, Mode: uint32(file.Mode)})
 		}
+	}
+	for _, v := range f.Volumes {
+		put(companion.Entry{Volume: v.Path, GID: gid(v.GID)})
+		fill(v.Files)
+	}
+	for _, d := range f.Disks {
+		put(companion.Entry{Disk: d.Path, Base: d.Base, Backing: d.Backing, SizeMB: d.SizeMB, Label: d.Label})
+		fill(d.Files)
 	}
 	put(companion.Entry{End: true})
 	return buf.Bytes(), tokens, next, nil

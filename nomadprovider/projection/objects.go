@@ -249,6 +249,13 @@ func references(pod *corev1.Pod) []ref {
 	for i := range pod.Spec.Volumes {
 		volumeReferences(&pod.Spec.Volumes[i].VolumeSource, add)
 	}
+	if r, ok := translate.UserDataFrom(pod); ok {
+		k := configMap
+		if r.Secret {
+			k = secret
+		}
+		add(k, r.Name)
+	}
 	return slices.SortedFunc(maps.Keys(seen), func(a, b ref) int {
 		if a.kind+kind(a.name) < b.kind+kind(b.name) {
 			return -1

@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 func TestReferences(t *testing.T) {
@@ -34,13 +36,14 @@ func TestReferences(t *testing.T) {
 			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "t"}},
 		}}}},
 	}
+	pod.Annotations = map[string]string{translate.AnnotationVMUserDataFrom: "secret/s-vm/config"}
 	var got []string
 	for _, r := range references(pod) {
 		got = append(got, fmt.Sprintf("%s %s/%s", r.kind, r.namespace, r.name))
 	}
 	want := []string{
 		"configmap ns/c-env", "configmap ns/c-init", "configmap ns/c-proj", "configmap ns/same",
-		"secret ns/pull", "secret ns/s-env", "secret ns/s-init", "secret ns/s-proj", "secret ns/same",
+		"secret ns/pull", "secret ns/s-env", "secret ns/s-init", "secret ns/s-proj", "secret ns/s-vm", "secret ns/same",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)

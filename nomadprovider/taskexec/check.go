@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -41,10 +42,10 @@ const startPatience = 30 * time.Second
 func (r *Runner) Check(ctx context.Context, c Command, timeout time.Duration, limit int) (code int, output []byte, err error) {
 	alloc := &api.Allocation{ID: c.AllocID, Namespace: c.Namespace}
 	run := func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
-		return r.nomad.Allocations().Exec(ctx, alloc, c.Task, false, argv, in, out, errOut, nil, &api.QueryOptions{Namespace: c.Namespace})
+		return r.nomad.Allocations().Exec(ctx, alloc, c.task(), false, argv, in, out, errOut, nil, &api.QueryOptions{Namespace: c.Namespace})
 	}
-	if c.Driver == "docker" {
-		code, output, err = r.docker.check(ctx, c.AllocID+"/"+c.Task, run, c.Argv, timeout, limit)
+	if w, key := c.around(); w != nil {
+		code, output, err = r.docker.check(ctx, key, run, *w, c.Argv, timeout, limit)
 	} else {
 		code, output, err = bare(ctx, run, c.Argv, timeout, limit)
 	}
@@ -67,13 +68,13 @@ func bare(ctx context.Context, run command, argv []string, timeout time.Duration
 	return code, out, err
 }
 
-func (d *dockerExec) check(ctx context.Context, key string, run command, argv []string, timeout time.Duration, limit int) (int, []byte, error) {
+func (d *dockerExec) check(ctx context.Context, key string, run command, w around, argv []string, timeout time.Duration, limit int) (int, []byte, error) {
 	for range execTries {
 		if _, without := d.noShell.Get(key); without {
 			return bare(ctx, run, argv, timeout, limit)
 		}
 		k := newCheck(ctx, limit)
-		code, err := k.follow(ctx, run, argv, timeout)
+		code, err := k.follow(ctx, run, w, argv, timeout)
 		out, exit, ended := k.result()
 		k.hangUp()
 		switch {
@@ -85,7 +86,7 @@ func (d *dockerExec) check(ctx context.Context, key string, run command, argv []
 			return 0, out, err
 		case k.hasBegun():
 			return 0, out, errors.New("the call ended before the command")
-		case code == 126 || code == 127: // Docker found no sh
+		case w.bare && (code == 126 || code == 127): // Docker found no sh
 			d.noShell.Add(key, true)
 		case code != 0:
 			return code, out, nil
@@ -128,7 +129,7 @@ func (k *check) hangUp() {
 
 // follow returns when the exit code is known, the time is over, or the call has
 // ended for another reason, with what it said.
-func (k *check) follow(ctx context.Context, run command, argv []string, timeout time.Duration) (int, error) {
+func (k *check) follow(ctx context.Context, run command, w around, argv []string, timeout time.Duration) (int, error) {
 	type end struct {
 		code int
 		err  error
@@ -136,7 +137,7 @@ func (k *check) follow(ctx context.Context, run command, argv []string, timeout 
 	ended := make(chan end, 1)
 	go func() {
 		defer k.cancel()
-		code, err := run(k.ctx, append([]string{"sh", "-c", checkScript, k.sign}, argv...), k, writer(k.stdout), io.Discard)
+		code, err := run(k.ctx, slices.Concat(w.check, []string{k.sign}, argv), k, writer(k.stdout), io.Discard)
 		ended <- end{code, err}
 	}()
 	begun, timer := k.begun, time.NewTimer(startPatience)

@@ -63,7 +63,7 @@ func TestCheck(t *testing.T) {
 	} {
 		for sh, run := range shells(t) {
 			t.Run(name+" in "+sh, func(t *testing.T) {
-				code, out, err := newDockerExec().check(t.Context(), "k", run, c.argv, 5*time.Second, 1000)
+				code, out, err := newDockerExec().check(t.Context(), "k", run, inContainer, c.argv, 5*time.Second, 1000)
 				if name == "no such command" {
 					out = nil // the shell's own words
 				}
@@ -80,7 +80,7 @@ func TestCheckTimeout(t *testing.T) {
 	for sh, run := range shells(t) {
 		t.Run(sh, func(t *testing.T) {
 			mark := fmt.Sprint(10_000_000 + rand.IntN(10_000_000)) // seconds that nobody else sleeps
-			code, _, err := newDockerExec().check(t.Context(), "k", run, []string{"sleep", mark}, 200*time.Millisecond, 100)
+			code, _, err := newDockerExec().check(t.Context(), "k", run, inContainer, []string{"sleep", mark}, 200*time.Millisecond, 100)
 			if code != 0 || !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatalf("%d, %v", code, err)
 			}
@@ -106,7 +106,7 @@ func TestCheckStartsOnce(t *testing.T) {
 		}
 		return shell(ctx, argv, in, out, errOut)
 	}
-	if code, out, err := d.check(t.Context(), "k", flaky, []string{"sh", "-c", "echo hi; exit 4"}, time.Second, 100); code != 4 || string(out) != "hi\n" || err != nil || calls != 3 {
+	if code, out, err := d.check(t.Context(), "k", flaky, inContainer, []string{"sh", "-c", "echo hi; exit 4"}, time.Second, 100); code != 4 || string(out) != "hi\n" || err != nil || calls != 3 {
 		t.Errorf("%d, %q, %v after %d calls", code, out, err, calls)
 	}
 	var ran []string
@@ -120,7 +120,7 @@ func TestCheckStartsOnce(t *testing.T) {
 		return 5, nil
 	}
 	for range 2 {
-		if code, out, err := d.check(t.Context(), "other", bareOnly, []string{"app"}, time.Second, 1); code != 5 || string(out) != "h" || err != nil {
+		if code, out, err := d.check(t.Context(), "other", bareOnly, inContainer, []string{"app"}, time.Second, 1); code != 5 || string(out) != "h" || err != nil {
 			t.Errorf("%d, %q, %v", code, out, err)
 		}
 	}
@@ -132,18 +132,18 @@ func TestCheckStartsOnce(t *testing.T) {
 func TestCheckErrors(t *testing.T) {
 	broken := errors.New("no route")
 	none := func(context.Context, []string, io.Reader, io.Writer, io.Writer) (int, error) { return 0, broken }
-	if _, _, err := newDockerExec().check(t.Context(), "k", none, []string{"app"}, time.Second, 1); !errors.Is(err, broken) {
+	if _, _, err := newDockerExec().check(t.Context(), "k", none, inContainer, []string{"app"}, time.Second, 1); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
 	never := func(context.Context, []string, io.Reader, io.Writer, io.Writer) (int, error) { return 0, nil }
-	if _, _, err := newDockerExec().check(t.Context(), "k", never, []string{"app"}, time.Second, 1); !errors.Is(err, errNotStarted) {
+	if _, _, err := newDockerExec().check(t.Context(), "k", never, inContainer, []string{"app"}, time.Second, 1); !errors.Is(err, errNotStarted) {
 		t.Errorf("%v", err)
 	}
 	half := func(_ context.Context, argv []string, _ io.Reader, out, _ io.Writer) (int, error) {
 		_, _ = io.WriteString(out, argv[3]+"\npart")
 		return 0, nil
 	}
-	if _, out, err := newDockerExec().check(t.Context(), "k", half, []string{"app"}, time.Second, 100); err == nil || string(out) != "part" {
+	if _, out, err := newDockerExec().check(t.Context(), "k", half, inContainer, []string{"app"}, time.Second, 100); err == nil || string(out) != "part" {
 		t.Errorf("%q, %v", out, err)
 	}
 	slow := func(ctx context.Context, _ []string, _ io.Reader, _, _ io.Writer) (int, error) {

@@ -6,11 +6,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
 	"k8s.io/utils/lru"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // Nomad's docker driver asks Docker every 100 ms whether a command still runs,
@@ -69,6 +72,46 @@ func execScript(sign string, input, tty bool) string {
 // errNotStarted is returned when no try gave the sign.
 var errNotStarted = errors.New("the command was not started: Nomad's docker driver ended the call before it could (hashicorp/nomad#27146); try again")
 
+// around is what stands around a command: it gives a sign, waits for a line, and
+// outlives the command.
+type around struct {
+	// exec and check make what comes before the words of a command and of a check,
+	// after which comes the check's sign. sign is that of the command's end.
+	exec  func(sign string, input, tty bool) []string
+	check []string
+	// ends says that the end of a command is told by its sign, and that a command
+	// without input needs none that ends.
+	ends bool
+	// bare says that a container without it gets the command as it is.
+	bare bool
+}
+
+// inContainer is a shell.
+var inContainer = around{
+	exec: func(sign string, input, tty bool) []string {
+		return []string{"sh", "-c", execScript(sign, input, tty), "sh"}
+	},
+	check: []string{"sh", "-c", checkScript},
+	ends:  true,
+	bare:  true,
+}
+
+// inVM is the companion, which asks the guest's agent, and toConsole is the way to
+// the guest's console.
+var (
+	inVM = around{
+		exec:  func(string, bool, bool) []string { return []string{companion, "vm-exec", translate.VMAgent, execSign} },
+		check: []string{companion, "vm-check", translate.VMAgent},
+	}
+	toConsole = around{
+		exec: func(string, bool, bool) []string {
+			return []string{companion, "vm-console", translate.VMConsole, execSign}
+		},
+	}
+)
+
+const companion = "/companion"
+
 // command is one call of Nomad's exec API.
 type command func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (code int, err error)
 
@@ -80,13 +123,16 @@ type dockerExec struct {
 func newDockerExec() *dockerExec { return &dockerExec{noShell: lru.New(shellsKept)} }
 
 // run runs argv at most once. key names the container. There may be no input.
-func (d *dockerExec) run(ctx context.Context, key string, run command, argv []string, in io.Reader, out, errOut io.Writer, tty bool) (int, error) {
+func (d *dockerExec) run(ctx context.Context, key string, run command, w around, argv []string, in io.Reader, out, errOut io.Writer, tty bool) (int, error) {
 	if _, without := d.noShell.Get(key); without {
 		return run(ctx, argv, orEmpty(in), out, errOut)
 	}
+	if !w.ends {
+		in = orEmpty(in)
+	}
 	for range execTries {
 		h := newHandshake(ctx, in, out, errOut, tty)
-		wrapped := append([]string{"sh", "-c", execScript(h.sign, in != nil, tty), "sh"}, argv...)
+		wrapped := slices.Concat(w.exec(h.sign, in != nil, tty), argv)
 		code, err := run(h.ctx, wrapped, h, writer(h.stdout), writer(h.stderr))
 		h.cancel()
 		if exit, ended := h.exit(); ended {
@@ -96,11 +142,11 @@ func (d *dockerExec) run(ctx context.Context, key string, run command, argv []st
 		case h.hasStarted() && ctx.Err() != nil:
 			go d.hangUp(context.WithoutCancel(ctx), run, h.pid)
 			return code, err
-		case h.hasStarted() && err == nil && code == 0 && !tty:
+		case w.ends && h.hasStarted() && err == nil && code == 0 && !tty:
 			return 0, errCut
 		case h.hasStarted() || err != nil:
 			return code, err
-		case code == 126 || code == 127: // Docker found no sh
+		case w.bare && (code == 126 || code == 127): // Docker found no sh
 			d.noShell.Add(key, true)
 			return run(ctx, argv, orEmpty(in), out, errOut)
 		case code != 0:

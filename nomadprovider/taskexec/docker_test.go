@@ -73,7 +73,7 @@ func TestDockerExec(t *testing.T) {
 			if !tc.none {
 				in = strings.NewReader(tc.in)
 			}
-			code, err := newDockerExec().run(t.Context(), "k", early(tc.early, &calls), tc.argv, in, &out, &errOut, false)
+			code, err := newDockerExec().run(t.Context(), "k", early(tc.early, &calls), inContainer, tc.argv, in, &out, &errOut, false)
 			if (err != nil) != tc.fails || code != tc.code || out.String() != tc.out || tc.err != "" && errOut.String() != tc.err {
 				t.Errorf("code %d, %v, %q, %q", code, err, out.String(), errOut.String())
 			}
@@ -99,7 +99,7 @@ func TestDockerExecWithoutShell(t *testing.T) {
 	d := newDockerExec()
 	for range 2 {
 		var out bytes.Buffer
-		if code, err := d.run(t.Context(), "k", run, []string{"app"}, strings.NewReader(""), &out, io.Discard, false); code != 0 || err != nil || out.String() != "hi" {
+		if code, err := d.run(t.Context(), "k", run, inContainer, []string{"app"}, strings.NewReader(""), &out, io.Discard, false); code != 0 || err != nil || out.String() != "hi" {
 			t.Errorf("%d, %v, %q", code, err, out.String())
 		}
 	}
@@ -120,7 +120,7 @@ func TestDockerExecEnd(t *testing.T) {
 	for _, in := range []io.Reader{typed, nil} {
 		over = make(chan struct{})
 		var out, errOut bytes.Buffer
-		code, err := newDockerExec().run(t.Context(), "k", late, []string{"sh", "-c", "printf out; printf err >&2; exit 3"}, in, &out, &errOut, false)
+		code, err := newDockerExec().run(t.Context(), "k", late, inContainer, []string{"sh", "-c", "printf out; printf err >&2; exit 3"}, in, &out, &errOut, false)
 		if code != 3 || err != nil || out.String() != "out" || errOut.String() != "err" {
 			t.Errorf("%d, %v, %q, %q", code, err, out.String(), errOut.String())
 		}

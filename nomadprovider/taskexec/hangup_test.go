@@ -61,7 +61,7 @@ func TestHangUp(t *testing.T) {
 				begun := make(chan struct{}, 1)
 				out := writer(func(p []byte) (int, error) { begun <- struct{}{}; return len(p), nil })
 				go func() {
-					_, err := newDockerExec().run(ctx, "k", lingering(session(t, sh)), []string{"sh", "-c", "echo begun; " + script}, in, out, io.Discard, false)
+					_, err := newDockerExec().run(ctx, "k", lingering(session(t, sh)), inContainer, []string{"sh", "-c", "echo begun; " + script}, in, out, io.Discard, false)
 					ended <- err
 				}()
 				<-begun

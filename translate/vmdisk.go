@@ -1,0 +1,125 @@
+package translate
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+	corev1 "k8s.io/api/core/v1"
+)
+
+const (
+	// vmRootDisk is the VM's own disk, in its task's directory: Nomad allows no
+	// other image without the client's image_paths.
+	vmRootDisk = "root.qcow2"
+	// vmBase is where the companion sees the image that the disk begins as, and
+	// vmFetched where an image from a URL lies in its task's directory.
+	vmBase    = "/base"
+	vmFetched = "local/base.img"
+	// vmNoImage names no image: the disk is empty.
+	vmNoImage = "scratch"
+	// vmEmptyDiskMB is the size of an empty disk that has none given. It takes no
+	// room before it is written to.
+	vmEmptyDiskMB = 1024
+)
+
+// vmDisks names the VM's disks. The root disk holds what the VM writes; all else
+// is read from the image, which many share. It lies in the allocation's directory
+// and goes with it.
+func (b *builder) vmDisks(c *container) []string {
+	root := Disk{Path: vmDirectory + "/" + vmRootDisk, SizeMB: b.vmRootSize(c)}
+	b.vmImage(c, &root)
+	seed := b.vmSeed()
+	b.machine.disks = []Disk{root, seed}
+	c.config["image_path"] = vmRootDisk
+	c.config["drive_interface"] = "none"
+	return []string{
+		"-device", "virtio-blk-pci,drive=image0,serial=root,bootindex=1",
+		"-drive", "file=../" + CompanionTask + seed.Path + ",if=none,id=seed,format=raw,readonly=on",
+		"-device", "virtio-blk-pci,drive=seed,serial=seed",
+	}
+}
+
+// vmRootSize is what the container may, or else wants to, store: 0 for the
+// image's own size.
+func (b *builder) vmRootSize(c *container) int64 {
+	for _, list := range []corev1.ResourceList{c.Resources.Limits, c.Resources.Requests} {
+		if q, ok := list[corev1.ResourceEphemeralStorage]; ok && !q.IsZero() {
+			return toMB(q)
+		}
+	}
+	return 0
+}
+
+// vmImage says where the image comes from.
+func (b *builder) vmImage(c *container, d *Disk) {
+	field := c.path + ".image"
+	switch {
+	case c.Image == vmNoImage:
+		if d.SizeMB == 0 {
+			d.SizeMB = vmEmptyDiskMB
+		}
+	case strings.HasPrefix(c.Image, "https://"), strings.HasPrefix(c.Image, "http://"):
+		if strings.Contains(c.Image, "${") || strings.ContainsAny(c.Image, " \t\n") {
+			b.refuse(field, "%q is not a URL", c.Image)
+		}
+		a := &api.TaskArtifact{
+			GetterSource:  new(c.Image),
+			GetterMode:    new("file"),
+			GetterOptions: map[string]string{"archive": "false"},
+			RelativeDest:  new(vmFetched),
+		}
+		if sum := b.pod.Annotations[AnnotationImageChecksum]; sum != "" {
+			a.GetterOptions["checksum"] = sum
+		} else {
+			b.note(field, "is not verified: give its checksum in annotation %s", AnnotationImageChecksum)
+		}
+		b.machine.artifacts = []*api.TaskArtifact{a}
+		d.Base, d.Backing = "/"+vmFetched, "../"+CompanionTask+"/"+vmFetched
+	case b.vmPath(field, c.Image, "neither an http(s) URL nor an absolute path of a disk image on the Nomad client"):
+		clean := path.Clean(c.Image)
+		// A mount, unlike a volume, does not make what is not there.
+		b.machine.mounts = append(b.machine.mounts, bindMount(clean, vmBase, true, ""))
+		d.Base, d.Backing = vmBase, clean
+	}
+}
+
+// vmPath says whether a file of the Nomad client may be given to a VM.
+func (b *builder) vmPath(field, file, not string) bool {
+	switch {
+	case !path.IsAbs(file), slices.Contains(strings.Split(file, "/"), ".."), strings.ContainsAny(file, ",\n"):
+		b.refuse(field, "%q is %s", file, not)
+	case !under(path.Clean(file), b.in.Node.HostAccess.ImagePaths):
+		b.refuse(field, "path %s of the Nomad client is not allowed: add its directory to virtualNodes[].hostAccess.imagePaths", path.Clean(file))
+	default:
+		return true
+	}
+	return false
+}
+
+// vmKernel boots a kernel that the client holds in the place of what the disk
+// would boot.
+func (b *builder) vmKernel(c *container) (args []string) {
+	kernel := b.pod.Annotations[AnnotationVMKernel]
+	for _, f := range []struct{ annotation, option string }{{AnnotationVMKernel, "-kernel"}, {AnnotationVMInitrd, "-initrd"}} {
+		file, field := b.pod.Annotations[f.annotation], "metadata.annotations["+f.annotation+"]"
+		switch {
+		case file == "":
+		case kernel == "":
+			b.refuse(field, "needs %s", AnnotationVMKernel)
+		case b.vmPath(field, file, "not an absolute path of a file on the Nomad client"):
+			args = append(args, f.option, path.Clean(file))
+		}
+	}
+	switch line, given := b.pod.Annotations[AnnotationVMCmdline]; {
+	case given && kernel == "":
+		b.refuse("metadata.annotations["+AnnotationVMCmdline+"]", "needs %s", AnnotationVMKernel)
+	case given:
+		args = append(args, "-append", line)
+	}
+	if kernel == "" && c.Image == vmNoImage {
+		b.refuse(c.path+".image", "an empty disk does not boot: give a kernel in annotation %s", AnnotationVMKernel)
+	}
+	return args
+}
