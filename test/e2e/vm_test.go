@@ -1,34 +1,59 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/remotecommand"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
-// A VM pod boots a real machine whose console is the log, answers at the pod's
-// address, and is shut down by its power button within the grace period.
-func TestVirtualMachine(t *testing.T) {
-	t.Parallel()
-	ns := namespace(t, kube)
-	p := create(t, kube, ns, pod("vm", "", func(p *corev1.Pod) {
+// vmPod is the demonstration's VM, booted from its kernel, which is faster than
+// from its disk.
+func vmPod(name string, opts ...option) *corev1.Pod {
+	opts = append([]option{func(p *corev1.Pod) {
 		class, grace := "nomad-vm", int64(60)
+		p.Annotations = map[string]string{
+			translate.AnnotationVMKernel: devcluster.VMKernelPath, translate.AnnotationVMInitrd: devcluster.VMInitrdPath,
+			translate.AnnotationVMCmdline: "console=ttyS0 quiet panic=10",
+		}
 		p.Spec.RuntimeClassName, p.Spec.TerminationGracePeriodSeconds = &class, &grace
 		p.Spec.Containers = []corev1.Container{{
-			Name: "vm", Image: devcluster.VMImagePath,
+			Name: "c", Image: "scratch", Stdin: true, TTY: true,
 			Ports: []corev1.ContainerPort{{ContainerPort: 8080}},
 			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
 				corev1.ResourceCPU: resource.MustParse("500m"), corev1.ResourceMemory: resource.MustParse("192Mi"),
 			}},
+			ReadinessProbe: &corev1.Probe{
+				ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", "/seed/user-data"}}}, PeriodSeconds: 1, TimeoutSeconds: 10,
+			},
 		}}
+	}}, opts...)
+	return pod(name, "", opts...)
+}
+
+// A VM pod from a disk boots a real machine whose console is the log, answers at
+// the pod's address, and is shut down by its power button within the grace
+// period.
+func TestVirtualMachine(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	p := create(t, kube, ns, vmPod("vm", func(p *corev1.Pod) {
+		p.Annotations = nil
+		p.Spec.Containers[0].Image, p.Spec.Containers[0].ReadinessProbe = devcluster.VMImagePath, nil
 	}))
 	p = await(t, kube, p, 60*time.Second, "ready", ready)
 	console := func() string { return logs(t, kube, p, &corev1.PodLogOptions{}) }
@@ -38,6 +63,9 @@ func TestVirtualMachine(t *testing.T) {
 		}
 		return nil
 	})
+	if out := console(); !strings.Contains(out, "SeaBIOS") {
+		t.Errorf("the log does not begin with the firmware: %.200q", out)
+	}
 	eventually(t, 30*time.Second, "the guest's page", func() error {
 		resp, err := (&http.Client{Timeout: 5 * time.Second}).Get("http://" + p.Status.PodIP + ":8080/")
 		if err != nil {
@@ -45,7 +73,6 @@ func TestVirtualMachine(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
-		// The memory it tells is the guest's, near what was asked for.
 		if err == nil && !strings.Contains(string(body), "Hello from a VM pod") {
 			err = fmt.Errorf("page: %s", body)
 		}
@@ -64,17 +91,170 @@ func TestVirtualMachine(t *testing.T) {
 	awaitNoJob(t, nomad, jobID(cluster, p), 20*time.Second)
 }
 
-// A disk image outside the allowed directories, or none at all, is said so.
+// A VM takes what containers take: a probe that is a command, kubectl exec with
+// both streams, input and exit code, attach to its console, and cloud-init's
+// files from an object. A reboot in the guest is the guest's own affair.
+func TestVirtualMachineAsPod(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	userData := "#cloud-config\npassword: s3cret\n"
+	if _, err := kube.CoreV1().Secrets(ns).Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "seed"}, StringData: map[string]string{"user-data": userData},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	p := create(t, kube, ns, vmPod("vm", func(p *corev1.Pod) {
+		p.Annotations[translate.AnnotationVMUserDataFrom] = "secret/seed"
+		p.Annotations[translate.AnnotationVMSSHKeys] = "ssh-ed25519 AAAA me"
+		p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceEphemeralStorage: resource.MustParse("3Gi")}
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{
+			Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo the hook ran >/dev/console"}},
+		}}
+	}))
+	// Ready means that the agent has answered: the probe is a command.
+	p = await(t, kube, p, 120*time.Second, "ready", ready)
+	t.Logf("ready, by its agent, after %.1f s", time.Since(start).Seconds())
+
+	start = time.Now()
+	out, errOut, code := execIn(t, p, "c", nil, "sh", "-c", "echo out; echo err >&2; exit 7")
+	if out != "out\n" || errOut != "err\n" || code != 7 {
+		t.Errorf("exec: %q, %q, code %d", out, errOut, code)
+	}
+	t.Logf("exec took %.2f s", time.Since(start).Seconds())
+	long := strings.Repeat("0123456789abcdef", 8192)
+	if out, errOut, code = execIn(t, p, "c", strings.NewReader(long), "cat"); out != long || code != 0 {
+		t.Errorf("exec with input: %d bytes, %q, code %d", len(out), errOut, code)
+	}
+	if _, errOut, code = execIn(t, p, "c", nil, "/none"); code != 126 || !strings.Contains(errOut, "/none") {
+		t.Errorf("a program that is not there: %q, code %d", errOut, code)
+	}
+	if out, _, _ = execIn(t, p, "c", nil, "cat", "/seed/user-data"); out != userData {
+		t.Errorf("user-data %q", out)
+	}
+	if out, _, _ = execIn(t, p, "c", nil, "cat", "/seed/meta-data"); !strings.Contains(out, string(p.UID)) || !strings.Contains(out, `"local-hostname":"vm"`) || !strings.Contains(out, "ssh-ed25519 AAAA me") {
+		t.Errorf("meta-data %q", out)
+	}
+	if out, _, _ = execIn(t, p, "c", nil, "cat", "/sys/block/vda/size"); strings.TrimSpace(out) != fmt.Sprint(3<<30/512) {
+		t.Errorf("the root disk has %s sectors", out)
+	}
+	job, _, err := nomad.Jobs().Info(jobID(cluster, p), nil)
+	if err != nil || strings.Contains(deep(t, job), "s3cret") {
+		t.Errorf("the job holds what is secret, or is not there: %v", err)
+	}
+
+	var seen firstSeen
+	seen.want, seen.then = "answer is 42", func() {}
+	in, say := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- attachTo(t, p, true, corev1.PodAttachOptions{Container: "c", Stdin: true, Stdout: true, TTY: true},
+			remotecommand.StreamOptions{Stdin: in, Stdout: &seen, Tty: true})
+	}()
+	eventually(t, 30*time.Second, "an answer on the console", func() error {
+		if _, err := say.Write([]byte("echo answer is $((6*7))\r")); err != nil {
+			return err
+		}
+		time.Sleep(time.Second)
+		if seen.waiting() {
+			return fmt.Errorf("nothing yet")
+		}
+		return nil
+	})
+	say.Close()
+	<-done
+	eventually(t, 30*time.Second, "the console is in the log", func() error {
+		if out := logs(t, kube, p, &corev1.PodLogOptions{}); strings.Count(out, "answer is 42") < 1 {
+			return fmt.Errorf("console: %q", out[max(0, len(out)-300):])
+		}
+		return nil
+	})
+
+	was := strings.Count(logs(t, kube, p, &corev1.PodLogOptions{}), "demo-vm is up")
+	_, _, _ = execIn(t, p, "c", nil, "sh", "-c", "(sleep 1; reboot) >/dev/null 2>&1 &")
+	eventually(t, 90*time.Second, "the guest is up again", func() error {
+		if n := strings.Count(logs(t, kube, p, &corev1.PodLogOptions{}), "demo-vm is up"); n != was+1 {
+			return fmt.Errorf("up %d times", n)
+		}
+		return nil
+	})
+	if st := status(await(t, kube, p, time.Minute, "ready again", ready), "c"); st.RestartCount != 0 {
+		t.Errorf("a reboot in the guest counted as %d restarts", st.RestartCount)
+	}
+	remove(t, kube, p, nil)
+	eventually(t, 30*time.Second, "the hook and the power button", func() error {
+		if out := logs(t, kube, p, &corev1.PodLogOptions{}); !strings.Contains(out, "the hook ran") || !strings.Contains(out, "demo-vm powers off") {
+			return fmt.Errorf("console: %q", out[max(0, len(out)-200):])
+		}
+		return nil
+	})
+	awaitGone(t, kube, p, 60*time.Second)
+}
+
+// A guest that crashes is a container that crashes, and one that powers off has
+// ended well.
+func TestVirtualMachineEnds(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	for _, tc := range []struct {
+		name, script string
+		phase        corev1.PodPhase
+		code         int32
+	}{
+		{"off", "(sleep 1; poweroff) >/dev/null 2>&1 &", corev1.PodSucceeded, 0},
+		{"crash", "(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &", corev1.PodFailed, 1},
+	} {
+		p := create(t, kube, ns, vmPod(tc.name, restart(corev1.RestartPolicyNever)))
+		p = await(t, kube, p, 120*time.Second, "ready", ready)
+		_, _, _ = execIn(t, p, "c", nil, "sh", "-c", tc.script)
+		p = await(t, kube, p, 60*time.Second, string(tc.phase), phase(tc.phase))
+		if st := status(p, "c"); st.State.Terminated == nil || st.State.Terminated.ExitCode != tc.code {
+			t.Errorf("%s: %+v", tc.name, st.State)
+		}
+	}
+}
+
+// What no VM can be made of is said so, and nothing half-started stays.
 func TestVirtualMachineRefused(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t, kube)
-	class := "nomad-vm"
-	p := create(t, kube, ns, pod("outside", "", func(p *corev1.Pod) {
-		p.Spec.RuntimeClassName = &class
-		p.Spec.Containers = []corev1.Container{{Name: "vm", Image: "/etc/passwd"}}
-	}))
+	p := create(t, kube, ns, vmPod("outside", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "/etc/passwd" }))
 	p = await(t, kube, p, 20*time.Second, "failed", phase(corev1.PodFailed))
 	if !strings.Contains(p.Status.Message, "hostAccess.imagePaths") {
 		t.Errorf("message: %s", p.Status.Message)
+	}
+	noDisk := filepath.Join(devcluster.VMImageDir, ns+".img")
+	if err := os.WriteFile(noDisk, bytes.Repeat([]byte("no disk"), 100), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(noDisk)
+	web := httptest.NewServer(http.FileServer(http.Dir(devcluster.VMImageDir)))
+	defer web.Close()
+	for _, tc := range []struct {
+		name string
+		opt  option
+		want string
+	}{
+		{"checksum", func(p *corev1.Pod) {
+			p.Spec.Containers[0].Image = web.URL + "/demo.img"
+			p.Annotations[translate.AnnotationImageChecksum] = "sha256:" + strings.Repeat("0", 64)
+		}, "hecksum"},
+		{"no-disk", func(p *corev1.Pod) { p.Spec.Containers[0].Image = noDisk }, "is no disk image"},
+		{"no-file", func(p *corev1.Pod) { p.Spec.Containers[0].Image = devcluster.VMImageDir + "/none.img" }, "none.img"},
+		{"too-small", func(p *corev1.Pod) {
+			p.Spec.Containers[0].Image = devcluster.VMImagePath
+			p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceEphemeralStorage: resource.MustParse("8Mi")}
+		}, "more than the disk's 8 MiB"},
+		{"bad-seed", func(p *corev1.Pod) { p.Annotations[translate.AnnotationVMUserData] = "#cloud-config\na: [\n" }, "user-data"},
+	} {
+		p := create(t, kube, ns, vmPod(tc.name, tc.opt))
+		eventually(t, 60*time.Second, tc.name, func() error {
+			if message := eventOf(t, kube, p, "FailedMount"); !strings.Contains(message, tc.want) {
+				return fmt.Errorf("event %q", message)
+			}
+			return nil
+		})
+		remove(t, kube, p, nil)
+		awaitGone(t, kube, p, 30*time.Second)
 	}
 }
