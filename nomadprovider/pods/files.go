@@ -64,8 +64,7 @@ func (c *Controller) filesReady(pod *corev1.Pod, alloc *api.Allocation) bool {
 func (c *Controller) handOver(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation, f *translate.Files) (next time.Duration, err error) {
 	run := c.filesRun(pod, alloc)
 	if f == nil || run.IsZero() {
-		c.tellCompanion(pod, alloc)
-		return 0, nil // its start comes as an event
+		return 0, nil
 	}
 	var was files
 	c.with(pod.UID, func(s *podState) { was = s.files })

@@ -21,12 +21,15 @@ func (c *Controller) project(ctx context.Context, pod *corev1.Pod, job allocs.Jo
 	var due bool
 	var left time.Duration
 	var items []translate.Item
+	run := c.filesRun(pod, alloc)
+	if run.IsZero() {
+		c.tellCompanion(pod, alloc) // its start comes as an event
+	}
 	c.with(pod.UID, func(s *podState) {
 		items = s.items
 		if !s.refresh.IsZero() {
 			left = s.refresh.Sub(c.Clock.Now())
 		}
-		run := c.filesRun(pod, alloc)
 		due = s.dirty || !s.projected || !s.refresh.IsZero() && left <= 0 || !run.IsZero() && !run.Equal(s.files.run)
 		s.dirty = false
 	})
