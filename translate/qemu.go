@@ -11,9 +11,28 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// vmOverheadMB is what qemu takes beside the guest's memory. The task's
-// memory is a hard limit on both.
-const vmOverheadMB = 128
+// What qemu takes beside the guest's memory: it is reserved, and the buffer for
+// translated code, which grows with what the guest runs up to 1 GiB
+// (accel/tcg/translate-all.c, DEFAULT_CODE_GEN_BUFFER_SIZE), is allowed. The
+// task's memory is a hard limit on all of it.
+const (
+	vmOverheadMB  = 128
+	vmTranslateMB = 1024
+)
+
+// vmMemory sets what a VM's task reserves, and may use where Nomad honours that.
+func (b *builder) vmMemory(r *api.Resources, guest int) {
+	r.MemoryMB = new(guest + vmOverheadMB)
+	if b.row.Config["accelerator"] == "kvm" {
+		return
+	}
+	if b.in.Node.MemoryOversubscription {
+		r.MemoryMaxMB = new(guest + vmOverheadMB + vmTranslateMB)
+		return
+	}
+	b.noteCommon("spec.runtimeClassName", "without KVM qemu's memory grows with what the guest runs, and may pass what is reserved: "+
+		"switch Nomad's memory oversubscription on")
+}
 
 // vmDirectory is where a VM's companion sees the VM's task directory.
 const vmDirectory = "/vm"

@@ -35,7 +35,7 @@ func (b *builder) resources(c *container) {
 	r.MemoryMB = new(reserve)
 	switch {
 	case b.row.Driver == driverQemu:
-		r.MemoryMB = new(reserve + vmOverheadMB)
+		b.vmMemory(r, reserve)
 	case b.row.Driver == driverMock:
 	case limit != reserve:
 		r.MemoryMaxMB = new(limit)
