@@ -23,7 +23,7 @@ CONSUL := 1.21.0
 METRICS_SERVER := v0.8.0
 
 # Where several goroutines meet; run once more with the race detector.
-CONCURRENT := ./nomadprovider/pods ./nomadprovider/probes ./nomadprovider/prober ./nomadprovider/taskexec ./nomadprovider/allocs ./nomadprovider/projection ./nomadprovider/companion ./nomadprovider/dockerproxy ./internal/nomadstream
+CONCURRENT := ./nomadprovider/pods ./nomadprovider/probes ./nomadprovider/prober ./nomadprovider/taskexec ./nomadprovider/allocs ./nomadprovider/projection ./nomadprovider/companion ./nomadprovider/dockerproxy ./internal/nomadstream ./netbridge/ipam
 
 # A Go build says nothing for minutes; -v names each package as it is compiled,
 # which is too much. One line for each hundred is about right.
@@ -35,10 +35,12 @@ help: ## Show this list
 	@echo "  make bin/NAME           Build one third-party program: $(notdir $(DEMO_BINS) $(TEST_BINS))"
 
 .PHONY: build
-build: ## Build bin/nomad-kubelet and bin/companion
+build: ## Build bin/nomad-kubelet, bin/companion, bin/netbridge and bin/netbridge-ipam
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -ldflags "-X main.version=$(VERSION)" -o bin/nomad-kubelet ./cmd/nomad-kubelet
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/companion ./cmd/companion
+	CGO_ENABLED=0 $(GO) build -ldflags "-X main.version=$(VERSION)" -o bin/netbridge ./cmd/netbridge
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/netbridge-ipam ./cmd/netbridge-ipam
 
 .PHONY: image
 image: ## Build the images nomad-kubelet and nomad-kubelet/companion with docker
@@ -80,6 +82,10 @@ test-unit: ## Run the unit tests
 .PHONY: test-e2e
 test-e2e: programs bin/metrics-server ## Run the tests on real components
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/e2e
+
+.PHONY: test-netbridge
+test-netbridge: bin/consul ## Run the pod network's tests, on hosts that are network namespaces (as root)
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 20m ./netbridge/... ./test/netbridge
 
 .PHONY: bench
 bench: programs ## Measure nomad-kubelet beside Nomad alone (forty minutes; BENCH_FLAGS=-strict fails on missed goals)

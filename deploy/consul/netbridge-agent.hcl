@@ -1,0 +1,21 @@
+# What a netbridge agent needs of Consul, for the fabric "default".
+
+# It reads the settings, and all claims and records: a list that is cut by rights
+# is never taken for the whole.
+key_prefix "netbridge/v1/default/" {
+  policy = "read"
+}
+
+# It claims its blocks and its overlay address, and publishes its record.
+key_prefix "netbridge/v1/default/blocks/" {
+  policy = "write"
+}
+
+key_prefix "netbridge/v1/default/hosts/" {
+  policy = "write"
+}
+
+# "netbridge/v1/default/nodes/k8s/" for the agents of Kubernetes nodes.
+key_prefix "netbridge/v1/default/nodes/nomad/" {
+  policy = "write"
+}

@@ -1,0 +1,455 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	nomadapi "github.com/hashicorp/nomad/api"
+	"golang.org/x/sys/unix"
+
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/bridge"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/cniconf"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/guard"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/ipam"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/vxlan"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/peers"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
+)
+
+const (
+	// audit is how often all is looked at without an event: what no event tells,
+	// such as a change by the legacy iptables, is mended after that.
+	audit = 10 * time.Second
+	// rulesInterval is the least time between two looks at the rules: kube-proxy
+	// writes its own many times a second.
+	rulesInterval = time.Second
+	peersFile     = "peers.json"
+	rulesFile     = "rules.json"
+	storeDir      = "ipam"
+)
+
+// Agent is one node's. Set the exported fields, then call Run once.
+type Agent struct {
+	Config *Config
+	Consul *consulapi.Client
+	// Nomad may be nil: then lost addresses are not collected.
+	Nomad   *nomadapi.Client
+	Version string
+	Log     hclog.Logger
+
+	id       fabric.ID
+	endpoint netip.Addr
+	registry *registry.Registry
+	store    *ipam.Store // nil on a Kubernetes node
+	guard    *guard.Guard
+	metrics  *metrics
+	consul   health
+
+	claims chan claimed
+	lists  chan registry.List
+	net    chan string
+	rules  chan string
+	// reclaim asks for a claim before its time.
+	reclaim chan string
+
+	// What follows is the loop's own.
+	state    peers.State
+	backend  overlay.Backend
+	unwatch  context.CancelFunc
+	view     peers.View
+	list     *registry.List
+	again    time.Time
+	refused  map[fabric.ID]string
+	fenced   string
+	problems map[string]string
+
+	// seen is what status tells.
+	seen atomic.Pointer[snapshot]
+}
+
+// Run returns when ctx ends, or at once when the machine lacks what is needed. It
+// leaves device, routes and rules in place.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.prepare(ctx); err != nil {
+		return err
+	}
+	lock, err := a.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := a.serve(ctx); err != nil {
+		return err
+	}
+	known, err := peers.Load(filepath.Join(a.Config.StateDir, peersFile), a.Config.Fabric, a.id)
+	switch {
+	case err != nil:
+		a.Log.Error("starts without the peers of the last time", "error", err)
+	case known != nil:
+		a.state = *known
+		a.view.Start(known.Peers)
+		a.Log.Info("starts with the peers of the last time, until Consul answers", "peers", len(known.Peers))
+		a.bind(ctx)
+	}
+	if err := a.guard.Watch(ctx, func(what string) { wake(a.rules, what) }); err != nil {
+		return err
+	}
+	go a.claim(ctx, a.state.Own)
+	w := &registry.Watcher{Registry: a.registry, Self: a.id, Health: a.healthy, Handle: func(l registry.List) {
+		select {
+		case a.lists <- l:
+		case <-ctx.Done():
+		}
+	}}
+	go w.Run(ctx)
+	if a.store != nil && a.Nomad != nil {
+		go a.collect(ctx)
+	}
+	a.loop(ctx)
+	a.Log.Info("ends; device, routes and rules stay")
+	return nil
+}
+
+// alone waits until no other agent works on this machine's state: the one that is
+// replaced may still be ending.
+func (a *Agent) alone(ctx context.Context) (*os.File, error) {
+	if err := os.MkdirAll(a.Config.StateDir, 0o755); err != nil {
+		return nil, fmt.Errorf("stateDir: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(a.Config.StateDir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("stateDir: %w", err)
+	}
+	got := make(chan error, 1)
+	go func() { got <- unix.Flock(int(f.Fd()), unix.LOCK_EX) }()
+	select {
+	case err = <-got:
+	case <-time.After(time.Second):
+		a.Log.Info("waits for another agent to end", "lock", f.Name())
+		select {
+		case err = <-got:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// wake never blocks: who is awake looks at everything.
+func wake(c chan string, what string) {
+	select {
+	case c <- what:
+	default:
+	}
+}
+
+func (a *Agent) loop(ctx context.Context) {
+	tick := time.NewTicker(audit)
+	defer tick.Stop()
+	a.reconcile(ctx, true)
+	looked := time.Now()
+	var later <-chan time.Time
+	for {
+		rules := true
+		select {
+		case <-ctx.Done():
+			return
+		case c := <-a.claims:
+			a.take(ctx, c)
+		case l := <-a.lists:
+			a.listed(l)
+		case what := <-a.net:
+			a.Log.Debug("looks at the network", "because", what)
+			rules = false
+		case <-a.rules:
+			if later == nil {
+				later = time.After(max(0, rulesInterval-time.Since(looked)))
+			}
+			continue
+		case <-later:
+			later = nil
+		case <-a.due():
+		case <-tick.C:
+		}
+		a.reconcile(ctx, rules)
+		if rules {
+			looked = time.Now()
+		}
+	}
+}
+
+// due is when held peers are to be looked at again.
+func (a *Agent) due() <-chan time.Time {
+	if a.again.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(a.again))
+}
+
+func (a *Agent) listed(l registry.List) {
+	a.list = &l
+	if l.Incomplete != nil {
+		a.Log.Warn("the list of nodes is not complete, nothing is taken away", "reason", l.Incomplete)
+		if _, own := l.Nodes[a.id]; !own {
+			wake(a.reclaim, "own record is missing")
+		}
+	}
+}
+
+// take is told what a claim came to.
+func (a *Agent) take(ctx context.Context, c claimed) {
+	switch {
+	case errors.Is(c.err, fabric.ErrOwned):
+		a.fence(c.err.Error())
+		return
+	case c.err != nil:
+		a.problem("claim", c.err)
+		return
+	}
+	a.problem("claim", nil)
+	a.fence("")
+	if a.backend == nil || a.state.Settings.VNI != c.settings.VNI || a.state.Settings.Port != c.settings.Port || a.state.Own.Host != c.own.Host || a.state.Own.Endpoint != c.own.Endpoint || a.state.Own.MTU != c.own.MTU {
+		a.state.Settings, a.state.Own = c.settings, c.own
+		a.bind(ctx)
+	}
+	a.state.Settings, a.state.Own = c.settings, c.own
+	if a.store == nil {
+		return
+	}
+	a.ensureBridge() // before a pod can have an address
+	file := filepath.Join(a.Config.CNI.ConfigDir, cniconf.Network+".conflist")
+	written, err := cniconf.Write(file, cniconf.Config{
+		Bridge: a.Config.CNI.Bridge, MTU: c.own.MTU, Blocks: c.own.CIDRs, DataDir: a.store.Dir(), HostPorts: a.Config.CNI.HostPorts,
+	})
+	a.problem("cni", err)
+	if written {
+		a.Log.Info("wrote the CNI network; a Nomad client that runs finds it at SIGHUP", "file", file, "blocks", c.own.CIDRs)
+	}
+}
+
+// fence keeps new pods off a node whose addresses are another's in the record.
+// Pods that run keep theirs: the others follow whom they followed.
+func (a *Agent) fence(reason string) {
+	if a.store != nil {
+		a.problem("fence", a.store.Fence(reason))
+	}
+	if reason != "" && a.fenced != reason {
+		a.Log.Error("gives no addresses any more", "reason", reason)
+	}
+	if reason == "" && a.fenced != "" {
+		a.Log.Info("gives addresses again")
+	}
+	a.fenced = reason
+	a.metrics.fenced.Set(b2f(reason != ""))
+}
+
+// bind makes the backend of the settings and listens for what happens to it.
+func (a *Agent) bind(ctx context.Context) {
+	b, err := vxlan.New(vxlan.Config{
+		Name: a.Config.Device, VNI: a.state.Settings.VNI, Port: a.state.Settings.Port,
+		Endpoint: a.endpoint, Host: a.state.Own.Host, MAC: a.id.MAC(),
+	}, a.Log.Named("vxlan"))
+	if err != nil {
+		a.problem("backend", err)
+		return
+	}
+	if a.unwatch != nil {
+		a.unwatch()
+	}
+	watch, cancel := context.WithCancel(ctx)
+	a.problem("backend", b.Watch(watch, func(what string) { wake(a.net, what) }))
+	a.backend, a.unwatch = b, cancel
+}
+
+// reconcile brings the machine to what the view says.
+func (a *Agent) reconcile(ctx context.Context, rules bool) {
+	if a.backend == nil {
+		a.tell(overlay.Goal{}, nil)
+		return
+	}
+	a.view.Settings, a.view.Self, a.view.Own = a.state.Settings, a.id, a.state.Own
+	var l registry.List
+	if a.list != nil {
+		l = *a.list
+	} else {
+		l.Incomplete = errors.New("consul has not answered yet")
+	}
+	r := a.view.Apply(time.Now(), l)
+	a.again = r.Again
+	a.report(r)
+	goal := a.goal(r)
+	if a.store != nil {
+		a.ensureBridge()
+	}
+	began := time.Now()
+	c, err := a.backend.Ensure(goal)
+	a.problem("overlay", err)
+	a.metrics.overlay(c, goal)
+	if c.Any() {
+		a.Log.Info("overlay", "peers", len(goal.Peers), "set", c.Set, "gone", c.Gone, "device", c.Device, "took", time.Since(began))
+	}
+	// After the routes, since it takes longer.
+	if rules {
+		c, err := a.guard.Ensure(ctx, a.ruleset(goal))
+		a.problem("rules", err)
+		a.metrics.rules(c)
+		if c.Foreign {
+			a.Log.Warn("somebody had changed the rules", "rebound", c.Rebound)
+		}
+	}
+	if rules && a.store != nil {
+		a.count()
+	}
+	a.save(r)
+	a.tell(goal, &r)
+}
+
+func (a *Agent) ensureBridge() {
+	changed, err := bridge.Ensure(bridge.Config{
+		Name: a.Config.CNI.Bridge, MTU: a.state.Own.MTU, MAC: ("bridge " + a.id).MAC(), Blocks: a.state.Own.CIDRs,
+	})
+	a.problem("bridge", err)
+	if changed {
+		a.Log.Info("set up the bridge of the pods", "bridge", a.Config.CNI.Bridge, "blocks", a.state.Own.CIDRs)
+	}
+}
+
+func (a *Agent) goal(r peers.Result) overlay.Goal {
+	g := overlay.Goal{Prune: r.Prune, Backstop: []netip.Prefix{a.state.Settings.BurstCIDR, a.state.Settings.HostCIDR}}
+	if a.store != nil {
+		g.Backstop = append(g.Backstop, a.state.Settings.ClusterCIDRs...)
+	}
+	for _, id := range slices.Sorted(maps.Keys(r.Peers)) {
+		n := r.Peers[id]
+		g.Peers = append(g.Peers, overlay.Peer{Name: string(id), Host: n.Host, Endpoint: n.Endpoint, CIDRs: n.CIDRs, MAC: id.MAC(), MTU: n.MTU})
+	}
+	return g
+}
+
+func (a *Agent) ruleset(g overlay.Goal) guard.Rules {
+	s := a.state.Settings
+	r := guard.Rules{Device: a.Config.Device, Cluster: s.ClusterCIDRs, Burst: s.BurstCIDR, Host: s.HostCIDR, Port: s.Port}
+	if a.store != nil {
+		r.Bridge, r.Local = a.Config.CNI.Bridge, a.state.Own.CIDRs
+	}
+	for _, p := range g.Peers {
+		r.Endpoints = append(r.Endpoints, p.Endpoint)
+	}
+	return r
+}
+
+// save keeps the peers file current; one that could not be written is tried
+// again at the next audit.
+func (a *Agent) save(r peers.Result) {
+	s := peers.State{Fabric: a.Config.Fabric, Settings: a.state.Settings, ID: a.id, Own: a.state.Own, Peers: r.Peers}
+	if last := a.seen.Load(); last != nil && last.saved && s.Equal(last.state) {
+		return
+	}
+	err := s.Save(filepath.Join(a.Config.StateDir, peersFile))
+	a.problem("state", err)
+	a.state.Peers = r.Peers
+}
+
+// report logs what is refused or held, once.
+func (a *Agent) report(r peers.Result) {
+	refused := map[fabric.ID]string{}
+	for id, err := range r.Refused {
+		refused[id] = err.Error()
+		if a.refused[id] != refused[id] {
+			a.Log.Error("a node's record is not followed", "node", id, "reason", err)
+		}
+	}
+	a.refused = refused
+	last := a.seen.Load()
+	if r.Prune && len(r.Held) > 0 && (last == nil || last.result == nil || !slices.Equal(last.result.Held, r.Held)) {
+		a.Log.Error("nodes are missing that may come back, they are kept for now", "nodes", len(r.Held), "until", r.Again.Format(time.TimeOnly))
+	}
+}
+
+// problem keeps what is wrong now, a thing a key, and logs it when it changes.
+func (a *Agent) problem(what string, err error) {
+	if err == nil {
+		if _, was := a.problems[what]; was {
+			a.Log.Info("is well again", "what", what)
+			delete(a.problems, what)
+		}
+		return
+	}
+	if a.problems[what] != err.Error() {
+		a.Log.Error("cannot do all", "what", what, "error", err)
+	}
+	a.problems[what] = err.Error()
+	a.metrics.errors.WithLabelValues(what).Inc()
+}
+
+// health is what is known of Consul, told from two goroutines.
+type health struct {
+	err  atomic.Pointer[string]
+	last atomic.Int64
+}
+
+func (a *Agent) healthy(err error) {
+	if err == nil {
+		a.consul.last.Store(time.Now().Unix())
+		if was := a.consul.err.Swap(nil); was != nil {
+			a.Log.Info("Consul answers again")
+		}
+		a.metrics.consulUp.Set(1)
+		return
+	}
+	text := err.Error()
+	if a.consul.err.Swap(&text) == nil {
+		a.Log.Warn("Consul is away, everything stays as it is", "error", err)
+	}
+	a.metrics.consulUp.Set(0)
+}
+
+func (a *Agent) prepare(ctx context.Context) error {
+	var err error
+	c := a.Config
+	name := c.Node.ID
+	if name == "" {
+		if name, err = a.nomadID(ctx); err != nil {
+			return err
+		}
+	}
+	a.id = fabric.ID(c.Node.Kind + "/" + name)
+	if err := a.id.Validate(); err != nil {
+		return fmt.Errorf("node.id: %w", err)
+	}
+	if a.endpoint, err = endpoint(c.Node.Endpoint); err != nil {
+		return err
+	}
+	if c.Node.Kind == fabric.KindNomad {
+		if a.store, err = ipam.Open(filepath.Join(c.StateDir, storeDir)); err != nil {
+			return err
+		}
+	}
+	if a.guard, err = guard.New(filepath.Join(c.StateDir, rulesFile), a.Log.Named("guard")); err != nil {
+		return err
+	}
+	a.registry = registry.New(a.Consul, c.Fabric)
+	a.metrics = newMetrics()
+	a.claims, a.lists = make(chan claimed), make(chan registry.List)
+	a.net, a.rules, a.reclaim = make(chan string, 1), make(chan string, 1), make(chan string, 1)
+	a.problems = map[string]string{}
+	a.state.Fabric, a.state.ID = c.Fabric, a.id
+	a.view.Hold = peers.DefaultHold
+	a.Log.Info("starts", "version", a.Version, "node", a.id, "endpoint", a.endpoint, "fabric", c.Fabric)
+	return nil
+}

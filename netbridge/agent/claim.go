@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/ipam"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/vxlan"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
+)
+
+const (
+	// verify is how often a claim that stands is looked at: somebody may have
+	// written over it.
+	verify = time.Minute
+	// retry is how soon after a failure, and the least time between two claims.
+	retry = 2 * time.Second
+	// claimTimeout bounds one attempt.
+	claimTimeout = 15 * time.Second
+)
+
+// claimed is what an attempt came to.
+type claimed struct {
+	settings fabric.Settings
+	own      fabric.Node
+	err      error
+}
+
+// claim keeps the node's claims and its record in Consul, until ctx ends. own is
+// what it had the last time.
+func (a *Agent) claim(ctx context.Context, own fabric.Node) {
+	for ctx.Err() == nil {
+		c := a.claimOnce(ctx, own)
+		wait := verify
+		if c.err != nil {
+			wait = retry
+		} else {
+			own = c.own
+		}
+		select {
+		case a.claims <- c:
+		case <-ctx.Done():
+			return
+		}
+		early := time.Now().Add(retry)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		case <-a.reclaim:
+			pause(ctx, time.Until(early))
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func (a *Agent) claimOnce(ctx context.Context, own fabric.Node) (c claimed) {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	if c.settings, c.err = a.registry.Settings(ctx); c.err != nil {
+		return c
+	}
+	q := registry.Request{ID: a.id, Settings: c.settings, PodCIDRs: a.Config.Node.PodCIDRs, Endpoint: a.endpoint, HeldHost: own.Host}
+	if q.MTU, c.err = vxlan.UnderlayMTU(a.endpoint); c.err != nil {
+		return c
+	}
+	q.MTU -= fabric.Overhead
+	if a.store != nil {
+		if c.err = a.wants(own, &q); c.err != nil {
+			return c
+		}
+	}
+	c.own, c.err = a.registry.Claim(ctx, q)
+	return c
+}
+
+// wants asks for one block more when nine tenths are used.
+func (a *Agent) wants(own fabric.Node, q *registry.Request) error {
+	entries, err := a.store.Entries()
+	if err != nil {
+		return err
+	}
+	held := map[netip.Prefix]bool{}
+	for _, e := range entries {
+		for _, b := range own.CIDRs {
+			if b.Contains(e.Address) {
+				held[b] = true
+			}
+		}
+	}
+	for _, b := range own.CIDRs {
+		if held[b] {
+			q.Held = append(q.Held, b)
+		}
+	}
+	q.Blocks = max(a.Config.Node.Blocks, len(own.CIDRs))
+	if scarce(len(entries), own.CIDRs) {
+		q.Blocks = len(own.CIDRs) + 1
+	}
+	return nil
+}
+
+// scarce says that nine tenths of the blocks' addresses are used.
+func scarce(used int, blocks []netip.Prefix) bool {
+	size := ipam.Size(blocks)
+	return size > 0 && 10*used >= 9*size
+}
+
+// count looks how many addresses are used, and asks for another block in time.
+func (a *Agent) count() {
+	entries, err := a.store.Entries()
+	if err != nil {
+		a.problem("store", err)
+		return
+	}
+	a.problem("store", nil)
+	a.metrics.addresses.Set(float64(len(entries)))
+	if scarce(len(entries), a.state.Own.CIDRs) {
+		wake(a.reclaim, "addresses are scarce")
+	}
+}
+
+// endpoint is the configured address, or the one by which this machine reaches
+// others.
+func endpoint(configured string) (netip.Addr, error) {
+	if configured != "" {
+		return netip.ParseAddr(configured)
+	}
+	// Any address outside will do (RFC 5737): nothing is sent.
+	routes, err := netlink.RouteGet(net.IPv4(192, 0, 2, 1))
+	if err != nil || len(routes) == 0 || routes[0].Src == nil {
+		return netip.Addr{}, errors.New("this machine has no default route: set node.endpoint to its address in the underlay")
+	}
+	addr, ok := netip.AddrFromSlice(routes[0].Src.To4())
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("the default route has no IPv4 source: set node.endpoint")
+	}
+	return addr, nil
+}

@@ -1,0 +1,53 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func load(t *testing.T, text string) (*Config, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(file)
+}
+
+func TestSmallestConfigurations(t *testing.T) {
+	c, err := load(t, "node: {kind: nomad}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Fabric != "default" || c.Device != "nb0" || c.CNI.Bridge != "nbr0" || c.CNI.ConfigDir != "/opt/cni/config" || c.Node.Blocks != 1 {
+		t.Errorf("%+v", c)
+	}
+	if _, err := load(t, "node: {kind: k8s, id: 6f1d, podCIDRs: [10.244.1.0/24]}"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWrongKeysAreNamed(t *testing.T) {
+	for text, want := range map[string]string{
+		"node: {kind: vm}": `node.kind: "vm" is neither nomad nor k8s`,
+		"node: {kind: k8s, podCIDRs: [10.244.1.0/24]}":               "node.id: a Kubernetes node needs its UID",
+		"node: {kind: k8s, id: a}":                                   "node.podCIDRs: a Kubernetes node needs",
+		"node: {kind: nomad, podCIDRs: [10.244.1.0/24]}":             "node.podCIDRs: a Nomad client claims",
+		"node: {kind: nomad, endpoint: here}":                        `node.endpoint: "here" is no IPv4 address`,
+		"node: {kind: nomad, blocks: -1}":                            "node.blocks: -1",
+		"node: {kind: nomad}\ndevice: a-name-that-is-too-long":       "device: ",
+		"node: {kind: nomad}\nmetricsAddress: 9477":                  "metricsAddress",
+		"node: {kind: nomad}\nFabric: other":                         `unknown field "Fabric"`,
+		"node: {kind: nomad, pods: 3}":                               `unknown field "node.pods"`,
+		"node: {kind: nomad}\nfabric: a/b":                           "fabric: ",
+		"node: {kind: k8s, id: a, podCIDRs: [10.244.1.0]}":           "10.244.1.0",
+		"node: {kind: nomad}\nconsul: {address: a, adress: b}":       `unknown field "consul.adress"`,
+		"node: {kind: k8s, id: a, podCIDRs: [1.0.0.0/8], blocks: 2}": "node.blocks: only a Nomad client",
+	} {
+		if _, err := load(t, text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: want %q, got %v", text, want, err)
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package bridge
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
+)
+
+func TestEnsure(t *testing.T) {
+	netlab.Root(t, "ip")
+	n := netlab.New(t, "host")
+	c := Config{Name: "nbr0", MTU: 1450, MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}, Blocks: []netip.Prefix{netip.MustParsePrefix("10.77.1.0/28")}}
+	ensure := func(want bool) {
+		t.Helper()
+		n.Must(func() error {
+			changed, err := Ensure(c)
+			if changed != want {
+				t.Errorf("changed: %v, want %v", changed, want)
+			}
+			return err
+		})
+	}
+	ensure(true)
+	ensure(false)
+	c.Blocks = append(c.Blocks, netip.MustParsePrefix("10.77.9.16/28"))
+	ensure(true)
+	n.Run("ip addr add 10.99.0.1/24 dev nbr0")
+	n.Run("ip link set nbr0 down mtu 1400")
+	ensure(true)
+	ensure(false)
+	out := n.Run("ip addr show nbr0") + n.Run("ip route")
+	for _, want := range []string{"mtu 1450", "02:01:02:03:04:05", "inet 10.77.1.1/28", "inet 10.77.9.17/28", "10.77.9.16/28 dev nbr0"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "10.99.0.1") {
+		t.Error(out)
+	}
+	n.Run("ip link del nbr0")
+	n.Run("ip link add nbr0 type veth peer name far0")
+	n.Must(func() error {
+		if _, err := Ensure(c); err == nil || !strings.Contains(err.Error(), "nbr0 is a veth of somebody else's") {
+			t.Error(err)
+		}
+		return nil
+	})
+}

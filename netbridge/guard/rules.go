@@ -1,0 +1,93 @@
+package guard
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/knftables"
+)
+
+// Table is the name of the nftables table, of family ip.
+const Table = "netbridge"
+
+// Rules are what the table is made from.
+type Rules struct {
+	// Device is the overlay's.
+	Device string
+	// Bridge is that of the pods on a Nomad client; empty on a Kubernetes node,
+	// whose pods are its own CNI's.
+	Bridge string
+	// Cluster, Burst and Host are the ranges of the fabric. What goes from one to
+	// another keeps its source; within Cluster it is the cluster's own business.
+	Cluster     []netip.Prefix
+	Burst, Host netip.Prefix
+	// Local are this Nomad client's blocks, which leave the fabric under the
+	// machine's address, since nobody outside knows the way back.
+	Local []netip.Prefix
+	// Port is the UDP port of the overlay's packets, Endpoints those that may send
+	// them.
+	Port      int
+	Endpoints []netip.Addr
+}
+
+func set[T fmt.Stringer](items []T) string {
+	s := make([]string, len(items))
+	for i, p := range items {
+		s[i] = p.String()
+	}
+	slices.Sort(s)
+	return "{ " + strings.Join(slices.Compact(s), ", ") + " }"
+}
+
+func (r Rules) overlay() []netip.Prefix { return append([]netip.Prefix{r.Burst, r.Host}, r.Cluster...) }
+
+// transaction declares, deletes and defines the table: atomic, and the same
+// whatever was there.
+func (r Rules) transaction(nft knftables.Interface) *knftables.Transaction {
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	tx.Add(&knftables.Table{})
+	chain := func(name string, t knftables.BaseChainType, h knftables.BaseChainHook, prio string, rules ...string) {
+		p := knftables.BaseChainPriority(prio)
+		tx.Add(&knftables.Chain{Name: name, Type: &t, Hook: &h, Priority: &p})
+		for _, rule := range rules {
+			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
+		}
+	}
+	chain("nomasq", knftables.NATType, knftables.PostroutingHook, "srcnat-10", r.nomasq()...)
+	chain("outside", knftables.FilterType, knftables.InputHook, "filter-10", r.outside())
+	chain("inside", knftables.FilterType, knftables.PreroutingHook, "raw",
+		fmt.Sprintf("iifname %q ip saddr != %s drop", r.Device, set(r.overlay())))
+	chain("mss", knftables.FilterType, knftables.ForwardHook, "mangle",
+		fmt.Sprintf("oifname %q tcp flags syn tcp option maxseg size set rt mtu", r.Device),
+		fmt.Sprintf("iifname %q tcp flags syn tcp option maxseg size set rt mtu", r.Device))
+	return tx
+}
+
+// nomasq keeps sources; whatever leaves the fabric from a local pod gets the
+// machine's.
+func (r Rules) nomasq() []string {
+	bursts := []netip.Prefix{r.Burst, r.Host}
+	rules := []string{
+		fmt.Sprintf("ip saddr %s ip daddr %s snat to ip saddr", set(bursts), set(r.overlay())),
+	}
+	if len(r.Cluster) > 0 {
+		rules = append(rules, fmt.Sprintf("ip saddr %s ip daddr %s snat to ip saddr", set(r.Cluster), set(bursts)))
+	}
+	if len(r.Local) > 0 {
+		rules = append(rules, fmt.Sprintf("ip saddr %s ip daddr != %s masquerade", set(r.Local), set(r.overlay())))
+	}
+	return rules
+}
+
+// outside lets nobody but peers send into the overlay: VXLAN itself asks for no
+// proof.
+func (r Rules) outside() string {
+	if len(r.Endpoints) == 0 {
+		return fmt.Sprintf("udp dport %d drop", r.Port)
+	}
+	return fmt.Sprintf("udp dport %d ip saddr != %s drop", r.Port, set(r.Endpoints))
+}
