@@ -81,7 +81,7 @@ test-unit: ## Run the unit tests
 
 .PHONY: test-e2e
 test-e2e: programs bin/metrics-server ## Run the tests on real components
-	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 40m ./test/e2e
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 60m ./test/e2e
 
 .PHONY: test-netbridge
 test-netbridge: bin/consul ## Run the pod network's tests, on hosts that are network namespaces (as root)
