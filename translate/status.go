@@ -285,10 +285,23 @@ func (v *view) container(c *corev1.Container, prev corev1.ContainerStatus, init 
 // before the first start.
 func (v *view) restarts(task string, ts *api.TaskState) uint64 {
 	n := v.ends(task, ts)
-	if ts.State == taskPending && n > 0 {
+	if n > 0 && (ts.State == taskPending || ts.State == taskDead && restartDue(ts)) {
 		n--
 	}
 	return n
+}
+
+// restartDue says whether the last restart that Nomad decided on has not happened.
+func restartDue(ts *api.TaskState) bool {
+	for _, e := range slices.Backward(ts.Events) {
+		switch e.Type {
+		case api.TaskStarted:
+			return false
+		case api.TaskRestarting:
+			return true
+		}
+	}
+	return false
 }
 
 // ends is how often the container has ended, as far as Nomad restarted it.

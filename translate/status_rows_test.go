@@ -66,6 +66,12 @@ func TestStatusOfContainers(t *testing.T) {
 		{name: "Never, both parked", pod: statusPod(policy("Never"), mains("web", "b")), status: "pending",
 			tasks: tasks{"web": task("pending", 1, 1, exit(1, 2)), "b": task("dead", 0, 1, exit(0, 2))},
 			want:  "Failed; web:Error(1); b:Completed(0)", conds: condsFailed},
+		{name: "Never, parked, then its pod was stopped", pod: statusPod(policy("Never"), mains("web", "b")), status: "complete",
+			tasks: tasks{
+				"web": task("dead", 1, 1, event(api.TaskStarted, 1), exit(1, 2), event(api.TaskRestarting, 2), event(api.TaskKilling, 3), event(api.TaskKilled, 4)),
+				"b":   task("dead", 0, 1, exit(0, 2)),
+			},
+			want: "Failed; web:Error(1); b:Completed(0)"},
 		{name: "Never, all ended well", pod: statusPod(policy("Never"), mains("web", "b")), status: "complete",
 			tasks: tasks{"web": task("dead", 0, 1, exit(0, 2)), "b": task("dead", 0, 1, exit(0, 2))},
 			want:  "Succeeded; web:Completed(0); b:Completed(0)", conds: condsDone},

@@ -74,7 +74,7 @@ func TestRemoteCommand(t *testing.T) {
 		}
 	}
 	for name, ex := range executors(t, p, &corev1.PodExecOptions{
-		Container: "c", Command: []string{"sh", "-c", `until [ "$(stty size)" = "40 120" ]; do sleep 0.1; done; echo sized; tty`}, Stdin: true, Stdout: true, TTY: true,
+		Container: "c", Command: []string{"sh", "-c", `until [ "$(stty size 2>/dev/null)" = "40 120" ]; do sleep 0.1; done; echo sized; tty`}, Stdin: true, Stdout: true, TTY: true,
 	}) {
 		var out bytes.Buffer
 		size := make(sizeOnce, 1)
