@@ -24,6 +24,7 @@ var rights = map[string][]string{
 	"/pods": {"pods", "proxy"}, "/runningpods/": {"pods", "proxy"}, "/healthz": {"healthz", "proxy"}, "/configz": {"configz", "proxy"},
 	"/stats/": {"stats"}, "/metrics": {"metrics"}, "/logs/": {"log"}, "/checkpoint/": {"checkpoint"},
 	"/containerLogs/": {"proxy"}, "/exec/": {"proxy"}, "/attach/": {"proxy"}, "/portForward/": {"proxy"}, "/run/": {"proxy"},
+	"/debug/": {"proxy"},
 }
 
 func rightsOf(t *testing.T, path string) []string {
@@ -119,7 +120,8 @@ func TestEveryRoute(t *testing.T) {
 		if !found {
 			method, path = http.MethodGet, pattern
 		}
-		path = strings.NewReplacer("{namespace}", "default", "{pod}", "p", "{uid}", "1", "{container}", "web").Replace(path)
+		path = strings.NewReplacer("{namespace}", "default", "{pod}", "p", "{uid}", "1", "{container}", "web",
+			"/profile", "/profile?seconds=1").Replace(path)
 		if got := do(insecure, method, "", path); got != http.StatusUnauthorized {
 			t.Errorf("%s without credentials: %d", pattern, got)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -42,6 +43,11 @@ func (s *Server) routes() *table {
 		mux.HandleFunc("POST /portForward/{namespace}/{pod}"+uid, s.portForward)
 	}
 	s.metricsRoutes(mux)
+	// Of the process, which all virtual nodes share (pkg/kubelet/server/server.go,
+	// InstallProfilingHandler).
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	for _, p := range []string{"/run/", "/logs/", "/checkpoint/", "/configz"} {
 		mux.HandleFunc(p, func(w http.ResponseWriter, r *http.Request) {
 			fail(w, http.StatusNotImplemented, fmt.Errorf("%s is not there yet on this virtual node", r.URL.Path))
