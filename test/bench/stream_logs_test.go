@@ -16,40 +16,28 @@ import (
 )
 
 const (
-	// logChunk is about how much is written at a time, in bytes, and logChunks how
-	// many such in a round. All that a container writes is less than a file of
-	// Docker's own log (deploy/nomad), which holds some 70 bytes more a line: a
-	// reader that is behind when Docker 20.10 turns to the next one misses the rest,
-	// whoever follows.
-	logChunk  = 1 << 20
-	logChunks = 3
+	// logChunk is about how much is written at a time, in bytes.
+	logChunk = 1 << 20
+	// logMost and logBeside bound what a container writes: Docker's own log, which
+	// holds so many bytes more a line, stays within one file (deploy/nomad). A reader
+	// that is behind when Docker 20.10 turns to the next one misses the rest, whoever
+	// follows.
+	logMost, logBeside = 18 << 20, 80
 	// latencyLines are followed in a round, one each 0.1 s.
 	latencyLines = 25
 )
 
-// logScript writes chunks as fast as it can, so many for each mark go.N.NAME,
-// which names the chunk.
+// logScript writes a chunk, as often as go.NAME says, as fast as it can.
 const logScript = `echo ready
-r=1
-while :; do
-  until [ -e "/marks/go.$r.%[1]s" ]; do sleep 0.02; done
-  read -r chunk n < "/marks/go.$r.%[1]s"
-  while [ $n -gt 0 ]; do
-    cat "/marks/$chunk"
-    n=$((n-1))
-  done
-  r=$((r+1))
+until [ -e "/marks/go.%[1]s" ]; do sleep 0.02; done
+read -r chunk n < "/marks/go.%[1]s"
+while [ $n -gt 0 ]; do
+  cat "/marks/$chunk"
+  n=$((n-1))
 done`
 
 // tickScript writes a line each 0.1 s that says when, in seconds since the boot.
 const tickScript = `while :; do read -r up rest < /proc/uptime; echo "$up"; sleep 0.1; done`
-
-// logRun is a container whose log is followed in rounds.
-type logRun struct {
-	*streamed
-	round int
-	last  string // line
-}
 
 // BenchmarkLogFollow follows the log of a container that writes as fast as it
 // can, through the API server and, of another one, by Nomad's own API. Both get
@@ -58,54 +46,55 @@ func BenchmarkLogFollow(b *testing.B) {
 	h := hy
 	ns := h.namespace(b)
 	for _, length := range []int{100, 1024} {
-		b.Run(fmt.Sprint(length), func(b *testing.B) {
-			var runs [2]*logRun
-			for i := range runs {
-				name := fmt.Sprintf("writer-%d-%d", length, i)
-				runs[i] = &logRun{streamed: h.streamed(b, ns, name, fmt.Sprintf(logScript, name)), last: "ready\n"}
-			}
-			throughput(b, runs, length)
-		})
+		b.Run(fmt.Sprint(length), func(b *testing.B) { followedRates(b, h, ns, length) })
 	}
 	must(b, h.removePods(b.Context(), ns))
 }
 
-func throughput(b *testing.B, runs [2]*logRun, length int) {
+func followedRates(b *testing.B, h *hybrid, ns string, length int) {
+	text := numbered(logChunk/length, length)
+	chunks := logMost * length / (length + logBeside) / len(text)
+	var writers [2][]*streamed
+	for range *streamRounds {
+		for i := range writers {
+			name := fmt.Sprintf("writer-%d-%d-%d", length, i, len(writers[i]))
+			w := h.streamed(b, ns, name, fmt.Sprintf(logScript, name))
+			must(b, os.WriteFile(filepath.Join(string(w.marks), "chunk"), text, 0o644))
+			writers[i] = append(writers[i], w)
+		}
+	}
+	must(b, h.quiet(b.Context()))
 	ctx, cancel := context.WithTimeout(b.Context(), streamTimeout)
 	defer cancel()
-	chunk, text := fmt.Sprintf("chunk%d", length), numbered(logChunk/length, length)
-	must(b, os.WriteFile(filepath.Join(string(runs[0].marks), chunk), text, 0o644))
-	got := runs[0].h.turns(b, int64(logChunks*len(text)), func(i int) (time.Duration, error) {
-		return runs[i].follow(ctx, runs[i].sides()[i], chunk, text)
+	got := h.turns(b, int64(chunks*len(text)), func(i int) (time.Duration, error) {
+		w := writers[i][0]
+		writers[i] = writers[i][1:]
+		return w.followed(ctx, w.sides()[i], text, chunks)
 	})
-	reportRates(b, fmt.Sprintf("logs -f of lines of %d bytes, written as fast as can be", length), "Nomad's own", got)
+	reportRates(b, fmt.Sprintf("logs -f of lines of %d bytes, %d MiB written as fast as can be", length, chunks*len(text)>>20), "Nomad's own", got)
 }
 
-// follow takes the time from the go until all has arrived.
-func (l *logRun) follow(ctx context.Context, by side, chunk string, text []byte) (time.Duration, error) {
+// followed takes the time from the go until all has arrived.
+func (s *streamed) followed(ctx context.Context, by side, text []byte, chunks int) (time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	body, err := by.follow(ctx, len(l.last))
+	const ready = "ready\n"
+	body, err := by.follow(ctx, len(ready))
 	if err != nil {
 		return 0, err
 	}
 	defer body.Close()
 	log := bufio.NewReaderSize(body, 64<<10)
-	// Only when all that was written before has come, what comes is of this round.
-	for line := ""; line != l.last; {
-		if line, err = log.ReadString('\n'); err != nil {
-			return 0, fmt.Errorf("the last line, by %s: %w", by.name, err)
-		}
+	if line, err := log.ReadString('\n'); err != nil || line != ready {
+		return 0, fmt.Errorf("the first line, by %s: %q, %w", by.name, line, err)
 	}
-	l.round++
 	start := time.Now()
-	if err := l.marks.tell(fmt.Sprintf("go.%d.%s", l.round, l.pod.Name), fmt.Sprintf("%s %d\n", chunk, logChunks)); err != nil {
+	if err := s.marks.tell("go."+s.pod.Name, fmt.Sprintf("chunk %d\n", chunks)); err != nil {
 		return 0, err
 	}
-	if _, err := io.CopyN(&repeated{text: text}, log, int64(logChunks*len(text))); err != nil {
+	if _, err := io.CopyN(&repeated{text: text}, log, int64(chunks*len(text))); err != nil {
 		return 0, fmt.Errorf("the log, by %s: %w", by.name, err)
 	}
-	l.last = string(text[strings.LastIndexByte(string(text[:len(text)-1]), '\n')+1:])
 	return time.Since(start), nil
 }
 
