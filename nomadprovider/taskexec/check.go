@@ -40,7 +40,7 @@ const startPatience = 30 * time.Second
 // is then killed, if the container has a shell. Handshake, streams and terminal
 // of c are not used.
 func (r *Runner) Check(ctx context.Context, c Command, timeout time.Duration, limit int) (code int, output []byte, err error) {
-	alloc := &api.Allocation{ID: c.AllocID, Namespace: c.Namespace}
+	alloc := c.alloc()
 	run := func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
 		return r.nomad.Allocations().Exec(ctx, alloc, c.task(), false, argv, in, out, errOut, nil, &api.QueryOptions{Namespace: c.Namespace})
 	}

@@ -47,6 +47,17 @@ func (c *Command) task() string {
 	return c.Task
 }
 
+// noNode is the ID of no Nomad client.
+const noNode = "00000000-0000-0000-0000-000000000000"
+
+// alloc is what the API client is told. It looks up the Nomad client first and
+// tries its own address, for a second at worst; for one that is not there it goes
+// by way of its agent at once. No ID at all would be an error in the agent's log,
+// with every call.
+func (c *Command) alloc() *api.Allocation {
+	return &api.Allocation{ID: c.AllocID, Namespace: c.Namespace, NodeID: noNode}
+}
+
 // around is what stands around the command, and how what is known of its container
 // is kept; nil for nothing.
 func (c *Command) around() (w *around, key string) {
@@ -77,9 +88,7 @@ func (r *Runner) Run(ctx context.Context, c Command) (int, error) {
 	if c.ErrOut == nil {
 		c.ErrOut = io.Discard
 	}
-	// Without a node ID the API client goes by way of its agent instead of
-	// trying the client's own address first, for a second at worst.
-	alloc := &api.Allocation{ID: c.AllocID, Namespace: c.Namespace}
+	alloc := c.alloc()
 	run := lingering(func(ctx context.Context, argv []string, in io.Reader, out, errOut io.Writer) (int, error) {
 		return r.nomad.Allocations().Exec(ctx, alloc, c.task(), c.TTY, argv, in, out, errOut, c.Sizes, &api.QueryOptions{Namespace: c.Namespace})
 	})

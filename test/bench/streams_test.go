@@ -74,9 +74,9 @@ func (h *hybrid) streamed(b *testing.B, ns, name, script string) *streamed {
 	if len(allocs) != 1 {
 		b.Fatalf("pod %s has %d allocations", name, len(allocs))
 	}
-	// Without a node ID the API client goes by way of its agent, which here is the
-	// proxy.
-	s.alloc = &api.Allocation{ID: allocs[0].ID, Namespace: h.profile.Namespace}
+	// The API client does not find this node and goes by way of its agent, which
+	// here is the proxy.
+	s.alloc = &api.Allocation{ID: allocs[0].ID, Namespace: h.profile.Namespace, NodeID: "00000000-0000-0000-0000-000000000000"}
 	return s
 }
 

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
@@ -84,16 +83,7 @@ func TestPortForwardToNobody(t *testing.T) {
 	p := create(t, kube, ns, pod("p", `echo hello > /tmp/f; exec httpd -f -p 127.0.0.1:8080 -h /tmp`))
 	p = await(t, kube, p, 60*time.Second, "ready", ready)
 	awaitPage(t, p, 8080, "/f")
-	url := kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(ns).Name(p.Name).SubResource("portforward").URL()
-	ws, err := portforward.NewSPDYOverWebsocketDialer(url, restCfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport, upgrader, err := spdy.RoundTripperFor(restCfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	old := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", url)
+	ws, old := dialers(t, p)
 	for name, dialer := range map[string]httpstream.Dialer{"websocket": ws, "spdy": old} {
 		// client-go's own forwarder ends the session at the first error, which hides
 		// whether it would have gone on.

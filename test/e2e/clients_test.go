@@ -27,7 +27,6 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 )
 
 // executors are client-go's ways to run a command: the old, the new, and the new
@@ -103,18 +102,9 @@ func TestPortForwardByWebsocket(t *testing.T) {
 	p := create(t, kube, ns, pod("web", `mkdir /www && echo hello > /www/f && exec httpd -f -p 127.0.0.1:8080 -h /www`))
 	p = await(t, kube, p, 60*time.Second, "ready", ready)
 	awaitPage(t, p, 8080, "/f")
-	url := kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(ns).Name(p.Name).SubResource("portforward").URL()
-	ws, err := portforward.NewSPDYOverWebsocketDialer(url, restCfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport, upgrader, err := spdy.RoundTripperFor(restCfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	old := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", url)
+	ws, old := dialers(t, p)
 	for name, dialer := range map[string]httpstream.Dialer{"websocket": ws, "fallback": portforward.NewFallbackDialer(ws, old, httpstream.IsUpgradeFailure)} {
-		base := "http://127.0.0.1:" + strconv.Itoa(int(forwardBy(t, dialer, 8080).local))
+		base := forwardBy(t, dialer, 8080)
 		for range 20 {
 			resp, err := http.Get(base + "/f")
 			if err != nil {
@@ -127,47 +117,6 @@ func TestPortForwardByWebsocket(t *testing.T) {
 			}
 		}
 	}
-}
-
-// awaitPage waits until the pod's server answers.
-func awaitPage(t *testing.T, p *corev1.Pod, port int, path string) {
-	t.Helper()
-	eventually(t, 20*time.Second, "the server answers", func() error {
-		if _, msg, code := execIn(t, p, "c", nil, "wget", "-q", "-O", "/dev/null", fmt.Sprintf("http://127.0.0.1:%d%s", port, path)); code != 0 {
-			return errors.New(msg)
-		}
-		return nil
-	})
-}
-
-// forwarded is a session of client-go's portforward.
-type forwarded struct {
-	local uint16
-	over  chan error // its end
-	said  *firstSeen
-}
-
-func forwardBy(t *testing.T, dialer httpstream.Dialer, port int) *forwarded {
-	t.Helper()
-	fw := &forwarded{over: make(chan error, 1), said: &firstSeen{then: func() {}}}
-	stop, is := make(chan struct{}), make(chan struct{})
-	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, is, io.Discard, fw.said)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { fw.over <- f.ForwardPorts() }()
-	select {
-	case <-is:
-	case err := <-fw.over:
-		t.Fatal("port-forward:", err)
-	}
-	t.Cleanup(func() { close(stop) })
-	ports, err := f.GetPorts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	fw.local = ports[0].Local
-	return fw
 }
 
 // A watch of a node's pods, from the version of a list, as k9s and agents on nodes

@@ -17,9 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 )
 
 // attachTo joins a container's streams, over SPDY or websocket, until they end.
@@ -137,38 +135,6 @@ func TestKubectlRun(t *testing.T) {
 	if !strings.Contains(out, "hello") || !errors.As(err, &exit) || exit.ExitCode() != 4 {
 		t.Errorf("%q %v", out, err)
 	}
-}
-
-// forwardTo opens a port of this machine for one of the pod's until the test ends.
-func forwardTo(t *testing.T, p *corev1.Pod, port int) (url string) {
-	t.Helper()
-	transport, upgrader, err := spdy.RoundTripperFor(restCfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	target := kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.Namespace).Name(p.Name).SubResource("portforward").URL()
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", target)
-	stop, is := make(chan struct{}), make(chan struct{})
-	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, is, io.Discard, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	over := make(chan error, 1)
-	go func() { over <- f.ForwardPorts() }()
-	select {
-	case <-is:
-	case err := <-over:
-		t.Fatal("port-forward:", err)
-	}
-	t.Cleanup(func() {
-		close(stop)
-		<-over
-	})
-	ports, err := f.GetPorts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("http://127.0.0.1:%d", ports[0].Local)
 }
 
 // Connections reach what listens on the pod's loopback only, many at a time, and
