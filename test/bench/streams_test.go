@@ -3,12 +3,9 @@ package bench
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -131,12 +128,6 @@ func (s *streamed) nomadExec(ctx context.Context, argv []string, in io.Reader, o
 		err = fmt.Errorf("%q ended with %d", argv, code)
 	}
 	return err
-}
-
-// tell leaves a mark that says something. It is there as a whole or not at all.
-func (m marks) tell(name, text string) error {
-	temporary := filepath.Join(string(m), ".temporary")
-	return errors.Join(os.WriteFile(temporary, []byte(text), 0o644), os.Rename(temporary, filepath.Join(string(m), name)))
 }
 
 // repeated takes a text that is written over and over, and nothing else.
