@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,6 +33,8 @@ const (
 	// lastWords is how long a client may go on sending when the pod has closed a
 	// connection, as in containerd (internal/cri/server/sandbox_portforward_linux.go).
 	lastWords = time.Second
+	// directPatience is how long a pod's own address may take to answer.
+	directPatience = time.Second
 )
 
 // portForward serves kubectl port-forward over SPDY or websocket.
@@ -77,11 +83,13 @@ func (s *Server) ways(pod *corev1.Pod) []way {
 	return append(out, way{translate.CompanionTask, []string{"/companion", "forward"}})
 }
 
-// forwarder carries the connections of one request by one call.
+// forwarder carries the connections of one request, by one call at most.
 type forwarder struct {
 	ctx context.Context // of the request
 	s   *Server
 	t   *target
+
+	away atomic.Bool // the pod's address is not reached from here
 
 	mu     sync.Mutex
 	client *forward.Client
@@ -113,9 +121,18 @@ func (f *forwarder) PortForward(ctx context.Context, _ string, _ types.UID, port
 	return nil
 }
 
-// dial makes a connection, and the call that carries it if there is none yet or
-// no longer.
-func (f *forwarder) dial(ctx context.Context, port int32) (*forward.Conn, error) {
+// podConn is a connection to a port of a pod.
+type podConn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+// dial makes a connection, directly or by the call that carries those of this
+// request.
+func (f *forwarder) dial(ctx context.Context, port int32) (podConn, error) {
+	if conn := f.direct(ctx, port); conn != nil {
+		return conn, nil
+	}
 	f.mu.Lock()
 	if f.client == nil || f.client.Closed() {
 		client, err := f.s.reach(f.ctx, f.t)
@@ -128,6 +145,27 @@ func (f *forwarder) dial(ctx context.Context, port int32) (*forward.Conn, error)
 	client := f.client
 	f.mu.Unlock()
 	return client.Dial(ctx, port)
+}
+
+// direct dials the pod's own address where that is nobody else's, which carries an
+// order more than a call by Nomad. It is nil for what listens on the pod's loopback
+// alone, and when the network is not reached from here; then no other connection of
+// this request waits for that again.
+func (f *forwarder) direct(ctx context.Context, port int32) podConn {
+	ip := f.t.pod.Status.PodIP
+	if !f.s.o.PodNetwork || ip == "" || f.t.pod.Spec.HostNetwork || f.away.Load() {
+		return nil
+	}
+	d := net.Dialer{Timeout: directPatience}
+	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(int(port))))
+	if err != nil {
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			f.away.Store(true)
+			f.s.o.Log.Debug("a pod's address is not reached", "pod", f.t.pod.UID, "error", err)
+		}
+		return nil
+	}
+	return conn.(*net.TCPConn)
 }
 
 func (f *forwarder) close() {

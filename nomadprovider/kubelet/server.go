@@ -72,6 +72,9 @@ type Options struct {
 	Pods      Pods
 	// List returns all pods of the node; /pods is not served without it.
 	List func() []*corev1.Pod
+	// PodNetwork is set when a pod's address is nobody else's, from wherever it is
+	// reached: port-forward then dials it.
+	PodNetwork bool
 	// Stats and Metrics are what the node's pods use; without them the paths are
 	// not served.
 	Stats   Stats
