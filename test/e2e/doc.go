@@ -2,6 +2,15 @@
 // Nomad, Docker and qemu, in a local hybrid that the tests start themselves and
 // stop when they end. It needs root and the programs under bin/ (make third-party build).
 //
-// Some of it is random, with a fixed seed. By the environment: E2E_SEED tries
-// another, and E2E_PORT_BASE is where the ports begin.
+// TestRandomPods and TestChaos draw pods and outages at random from a fixed seed.
+// The environment changes what is run:
+//
+//	E2E_PORT_BASE  where the ports of the hybrids begin (21000)
+//	E2E_SEED       another seed, as the test's log names it
+//	E2E_CHAOS      how many rounds of outages TestChaos has (1)
+//	E2E_PODS       how many random pods TestChaos has (10)
+//
+// A longer run, an hour or so:
+//
+//	E2E_CHAOS=25 E2E_PODS=30 E2E_SEED=$RANDOM go test -count=1 -timeout 3h -v ./test/e2e -run TestChaos
 package e2e

@@ -1,18 +1,17 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
 )
 
 // script is how a container of a random pod ends, run after run; when the list
@@ -25,7 +24,9 @@ type script struct {
 // play is a random pod and what the kubelet's rules make of it: a model of
 // pkg/kubelet/kuberuntime (computePodActions) and kubelet_pods.go (getPhase).
 type play struct {
-	policy     corev1.RestartPolicy
+	policy corev1.RestartPolicy
+	// waits says that the containers begin when they are told to; see [stage.begin].
+	waits      bool
 	inits      []script
 	mains      []script
 	phase      corev1.PodPhase
@@ -40,13 +41,14 @@ type outcome struct {
 	runs    int
 }
 
+func anyPolicy(r *rand.Rand) corev1.RestartPolicy {
+	return []corev1.RestartPolicy{corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever}[r.IntN(3)]
+}
+
 // randomPlay makes a pod of at most two restarts a container, since the third
 // would take the kubelet's 20 s of back-off.
 func randomPlay(r *rand.Rand) play {
-	p := play{
-		policy:     []corev1.RestartPolicy{corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever}[r.IntN(3)],
-		containers: map[string]outcome{},
-	}
+	p := play{policy: anyPolicy(r), containers: map[string]outcome{}}
 	codes := func(most int) (out []int) {
 		for range r.IntN(most + 1) {
 			out = append(out, []int{0, 1, 42}[r.IntN(3)])
@@ -106,13 +108,20 @@ func (p *play) predict() {
 	}
 }
 
+// goFile is what a play that waits waits for.
+const goFile = "go"
+
 // shell counts a run in the diary before it ends as the script says.
-func (s script) shell() string {
+func (s script) shell(waits bool) string {
 	var cases strings.Builder
 	for i, code := range s.codes {
 		fmt.Fprintf(&cases, "%d) sleep 0.3; exit %d;; ", i, code)
 	}
-	return fmt.Sprintf(`f=/diary/%s; n=$(cat $f 2>/dev/null || echo 0); echo $((n+1)) > $f; case $n in %s*) trap 'exit 0' TERM; while :; do sleep 0.2; done;; esac`,
+	begin := ""
+	if waits {
+		begin = "while [ ! -e /diary/" + goFile + " ]; do sleep 0.1; done; "
+	}
+	return begin + fmt.Sprintf(`f=/diary/%s; n=$(cat $f 2>/dev/null || echo 0); echo $((n+1)) > $f; case $n in %s*) trap 'exit 0' TERM; while :; do sleep 0.2; done;; esac`,
 		s.name, cases.String())
 }
 
@@ -120,63 +129,80 @@ func (p *play) pod(name string, mount option) *corev1.Pod {
 	return pod(name, "", restart(p.policy), func(out *corev1.Pod) {
 		out.Spec.Containers = nil
 		for _, s := range p.inits {
-			out.Spec.InitContainers = append(out.Spec.InitContainers, container(s.name, s.shell()))
+			out.Spec.InitContainers = append(out.Spec.InitContainers, container(s.name, s.shell(p.waits)))
 		}
 		for _, s := range p.mains {
-			out.Spec.Containers = append(out.Spec.Containers, container(s.name, s.shell()))
+			out.Spec.Containers = append(out.Spec.Containers, container(s.name, s.shell(p.waits)))
 		}
 	}, mount)
 }
 
-// reached says how a pod differs from what was predicted, "" when it does not.
-func (p *play) reached(pod *corev1.Pod) string {
-	if pod.Status.Phase != p.phase {
-		return fmt.Sprintf("phase %s, want %s", pod.Status.Phase, p.phase)
-	}
-	for name, want := range p.containers {
-		st := status(pod, name)
-		switch t := st.State.Terminated; {
-		case want.running != (st.State.Running != nil):
-			return fmt.Sprintf("container %s: running %v, want %v", name, !want.running, want.running)
-		case !want.running && (t == nil || int(t.ExitCode) != want.code):
-			return fmt.Sprintf("container %s is %s, want exit code %d", name, st.State.String(), want.code)
-		case int(st.RestartCount) != want.runs-1:
-			return fmt.Sprintf("container %s: restartCount %d, want %d", name, st.RestartCount, want.runs-1)
-		}
-	}
-	return ""
-}
+// scripts are those of all containers.
+func (p *play) scripts() []script { return append(append([]script{}, p.inits...), p.mains...) }
 
 func (p *play) String() string {
-	return fmt.Sprintf("%s init %v main %v", p.policy, p.inits, p.mains)
+	return fmt.Sprintf("%s init %v main %v waits %v", p.policy, p.inits, p.mains, p.waits)
+}
+
+// differs says how a pod differs from what was predicted, nil when it does not.
+func (p *play) differs(pod *corev1.Pod) error {
+	var all []error
+	add := func(format string, args ...any) { all = append(all, fmt.Errorf(format, args...)) }
+	if pod.Status.Phase != p.phase {
+		add("phase %s, want %s", pod.Status.Phase, p.phase)
+	}
+	for _, s := range p.scripts() {
+		want, ok := p.containers[s.name]
+		if !ok {
+			continue // its turn never comes
+		}
+		st := status(pod, s.name)
+		switch t := st.State.Terminated; {
+		case want.running != (st.State.Running != nil):
+			add("container %s: running %v, want %v", s.name, !want.running, want.running)
+		case !want.running && (t == nil || int(t.ExitCode) != want.code):
+			add("container %s is %s, want exit code %d", s.name, st.State.String(), want.code)
+		}
+		if int(st.RestartCount) != want.runs-1 {
+			add("container %s: restartCount %d, want %d", s.name, st.RestartCount, want.runs-1)
+		}
+	}
+	return errors.Join(all...)
+}
+
+// ran compares what the containers wrote down with the runs that were predicted.
+func (p *play) ran(dir string) error {
+	var all []error
+	for _, s := range p.scripts() {
+		got := 0
+		// No file: it never ran. An empty one is being written.
+		if data, err := os.ReadFile(filepath.Join(dir, s.name)); err == nil {
+			if got, err = strconv.Atoi(strings.TrimSpace(string(data))); err != nil {
+				all = append(all, err)
+			}
+		}
+		if want := p.containers[s.name].runs; got != want {
+			all = append(all, fmt.Errorf("container %s ran %d times, want %d", s.name, got, want))
+		}
+	}
+	return errors.Join(all...)
 }
 
 // verify waits for what was predicted and compares it with what really ran.
 func (p *play) verify(t *testing.T, h *hybrid, pod *corev1.Pod, dir string, limit time.Duration) {
 	t.Helper()
-	counts := map[string]int32{}
-	last := ""
-	await(t, h.kube, pod, limit, "as the kubelet would have it: "+p.String(), func(got *corev1.Pod) bool {
-		for name := range p.containers {
-			if n := status(got, name).RestartCount; n < counts[name] {
-				t.Errorf("pod %s: restartCount of %s went from %d to %d", pod.Name, name, counts[name], n)
-			} else {
-				counts[name] = n
-			}
+	var differs error
+	defer func() {
+		if differs != nil {
+			t.Errorf("pod %s (%s) differs from the model:\n%v\nand in its diary:\n%v", pod.Name, p, differs, p.ran(dir))
 		}
-		last = p.reached(got)
-		return last == ""
+	}()
+	await(t, h.kube, pod, limit, "as the kubelet would have it", func(got *corev1.Pod) bool {
+		differs = p.differs(got)
+		return differs == nil
 	})
-	for _, s := range append(append([]script{}, p.inits...), p.mains...) {
-		// On a busy machine a container that runs may not have come to its first line.
-		eventually(t, 30*time.Second, fmt.Sprintf("pod %s (%s): runs of container %s", pod.Name, p, s.name), func() error {
-			data, _ := os.ReadFile(filepath.Join(dir, s.name)) // none: it never ran
-			if got, want := strings.TrimSpace(string(data)), p.containers[s.name].runs; got != fmt.Sprint(want) && !(got == "" && want == 0) {
-				return fmt.Errorf("%q, want %d", got, want)
-			}
-			return nil
-		})
-	}
+	// On a busy machine a container that runs may not have come to its first line.
+	eventually(t, 30*time.Second, fmt.Sprintf("pod %s (%s) ran as often as its status says", pod.Name, p), func() error { return p.ran(dir) })
 }
 
 // stage is a set of random pods.
@@ -186,11 +212,13 @@ type stage struct {
 	dirs  []string
 }
 
-func newStage(t *testing.T, h *hybrid, ns string, r *rand.Rand, n int) *stage {
+// newStage makes n pods, of which every other waits if some are to wait.
+func newStage(t *testing.T, h *hybrid, ns string, r *rand.Rand, n int, wait bool) *stage {
 	t.Helper()
 	s := &stage{}
 	for i := range n {
 		p := randomPlay(r)
+		p.waits = wait && i%2 == 1
 		dir, mount := diary(t)
 		s.plays, s.dirs = append(s.plays, p), append(s.dirs, dir)
 		s.pods = append(s.pods, create(t, h.kube, ns, p.pod(fmt.Sprintf("play-%d", i), mount)))
@@ -198,24 +226,46 @@ func newStage(t *testing.T, h *hybrid, ns string, r *rand.Rand, n int) *stage {
 	return s
 }
 
+// begin lets the plays begin that wait.
+func (s *stage) begin(t *testing.T) {
+	t.Helper()
+	for _, dir := range s.dirs {
+		if err := os.WriteFile(filepath.Join(dir, goFile), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// verify compares all pods with the model, for which they have limit together.
 func (s *stage) verify(t *testing.T, h *hybrid, limit time.Duration) {
 	t.Helper()
+	end := time.Now().Add(limit)
 	for i := range s.plays {
-		s.plays[i].verify(t, h, s.pods[i], s.dirs[i], limit)
+		left := max(time.Until(end), 10*time.Second)
+		t.Run(s.pods[i].Name, func(t *testing.T) { s.plays[i].verify(t, h, s.pods[i], s.dirs[i], left) })
 	}
 }
 
 // seed is fixed, so that a failure can be repeated; $E2E_SEED tries another.
 func seed(t *testing.T) *rand.Rand {
 	t.Helper()
-	n := uint64(20261125)
-	if s := os.Getenv("E2E_SEED"); s != "" {
-		if _, err := fmt.Sscan(s, &n); err != nil {
-			t.Fatal("E2E_SEED:", err)
-		}
-	}
+	n := number(t, "E2E_SEED", 20261125)
 	t.Logf("seed %d", n)
 	return rand.New(rand.NewPCG(n, 0))
+}
+
+// number is that of an environment variable, or what it is without.
+func number(t *testing.T, name string, without uint64) uint64 {
+	t.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return without
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatal(name+":", err)
+	}
+	return n
 }
 
 // Random pods with random exits end as a model of the kubelet's rules says, each
@@ -223,44 +273,8 @@ func seed(t *testing.T) *rand.Rand {
 func TestRandomPods(t *testing.T) {
 	t.Parallel()
 	h := &hybrid{Cluster: cluster, kube: kube, nomad: nomad}
-	newStage(t, h, namespace(t, kube), seed(t), 14).verify(t, h, 240*time.Second)
-}
-
-// What is killed under running pods loses none, doubles none, and restarts none
-// that need not be. Nomad's agent is server and client in one here, and the
-// containers live on without it.
-func TestChaos(t *testing.T) {
-	h := newHybrid(t, ports()+200, func(o *devcluster.Options) {
-		o.NoDocker, o.CacheDir = false, ""
-		o.Configure = allowDiary
-	})
-	r := seed(t)
-	s := newStage(t, h, namespace(t, h.kube), r, 10)
-	victims := []string{devcluster.NomadKubelet, devcluster.Nomad, devcluster.APIServer}
-	for range 5 {
-		victim := victims[r.IntN(len(victims))]
-		t.Log("kill", victim)
-		h.kill(t, victim)
-		pause(t, time.Duration(r.IntN(3000))*time.Millisecond)
-		h.start(t, victim)
-		pause(t, time.Duration(r.IntN(4000))*time.Millisecond)
-	}
-	s.verify(t, h, 300*time.Second)
-	for _, p := range s.pods {
-		allocs, _, err := h.nomad.Jobs().Allocations(jobID(h.Cluster, p), true, nil)
-		if err != nil || len(allocs) != 1 {
-			t.Errorf("pod %s has %d allocations: %v", p.Name, len(allocs), err)
-		}
-		if got, err := h.kube.CoreV1().Pods(p.Namespace).Get(t.Context(), p.Name, metav1.GetOptions{}); err != nil || got.UID != p.UID {
-			t.Errorf("pod %s: %v", p.Name, err)
-		}
-	}
-}
-
-// pause lets the pods go on for a while: how long is part of the experiment.
-func pause(t *testing.T, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-t.Context().Done():
-	}
+	ns := namespace(t, kube)
+	w := observe(t, kube, ns)
+	newStage(t, h, ns, seed(t), 14, false).verify(t, h, 300*time.Second)
+	w.verify(t)
 }
