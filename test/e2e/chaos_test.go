@@ -3,7 +3,10 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -50,12 +53,14 @@ func (h *hybrid) round(t *testing.T, r *rand.Rand) {
 	pods := append(append([]*corev1.Pod{}, s.pods...), steady.pods...)
 	h.chaos(t, r, 1, devcluster.NomadKubelet, devcluster.Nomad, devcluster.APIServer)
 	h.awaitNetworks(t, pods)
+	note(t, "all pods have their networks")
 	s.begin(t)
 	h.chaos(t, r, 4, devcluster.NomadKubelet, devcluster.Nomad, devcluster.NomadClient, devcluster.APIServer)
 	t.Run("random", func(t *testing.T) { s.verify(t, h, 180*time.Second) })
 	t.Run("steady", func(t *testing.T) { steady.verify(t, h, 60*time.Second) })
 	h.awaitRest(t, pods)
-	t.Run("client killed", func(t *testing.T) { h.clientKilled(t, steady.pods[0]) })
+	note(t, "all pods have come to rest")
+	t.Run("client killed", func(t *testing.T) { h.clientKilled(t, steady) })
 	// What was right once has to be right still.
 	t.Run("random again", func(t *testing.T) { s.verify(t, h, 60*time.Second) })
 	t.Run("steady again", func(t *testing.T) { steady.verify(t, h, 60*time.Second) })
@@ -63,6 +68,7 @@ func (h *hybrid) round(t *testing.T, r *rand.Rand) {
 	for _, p := range pods {
 		h.oneAllocation(t, p)
 	}
+	note(t, "all pods are deleted")
 	for _, p := range pods {
 		remove(t, h.kube, p, nil)
 	}
@@ -89,7 +95,7 @@ func (h *hybrid) chaos(t *testing.T, r *rand.Rand, outages int, components ...st
 		var g errgroup.Group
 		for _, name := range deck[:n] {
 			away := span(r, 2*time.Second)
-			t.Logf("%s: %s is away for %s", time.Now().Format(time.TimeOnly), name, away)
+			note(t, "%s is away for %s", name, away)
 			if name == devcluster.NomadClient {
 				h.stopInOrder(t, name)
 			} else {
@@ -106,6 +112,12 @@ func (h *hybrid) chaos(t *testing.T, r *rand.Rand, outages int, components ...st
 		deck, outages = deck[n:], outages-n
 		pause(t, span(r, 2*time.Second))
 	}
+}
+
+// note logs what happens with the time, by which the components' logs are read.
+func note(t *testing.T, format string, args ...any) {
+	t.Helper()
+	t.Log(time.Now().UTC().Format("15:04:05.000"), fmt.Sprintf(format, args...))
 }
 
 // stopInOrder lets a component take its time to end, where [devcluster.Cluster.Stop] would kill it.
@@ -171,13 +183,16 @@ func (h *hybrid) allocation(p *corev1.Pod) (*api.Allocation, error) {
 }
 
 // clientKilled kills the agent of Nomad's client and leaves it away until its
-// heartbeats are missed. Its pods are told as not ready until it is back.
-func (h *hybrid) clientKilled(t *testing.T, p *corev1.Pod) {
+// heartbeats are missed. Its pods are told as not ready until it is back, and
+// learn only then of what has changed meanwhile.
+func (h *hybrid) clientKilled(t *testing.T, s *steadyPods) {
 	t.Helper()
+	p := s.pods[0]
 	h.kill(t, devcluster.NomadClient)
 	await(t, h.kube, p, 90*time.Second, "told as out of sight", func(p *corev1.Pod) bool {
 		return conditionOf(p, corev1.PodReady).Reason == "NomadClientDisconnected"
 	})
+	s.configure(t, h)
 	h.start(t, devcluster.NomadClient)
 	await(t, h.kube, p, 60*time.Second, "ready", ready)
 }
@@ -223,6 +238,8 @@ func (h *hybrid) oneAllocation(t *testing.T, p *corev1.Pod) {
 type steadyPods struct {
 	pods []*corev1.Pod
 	dirs []string
+	// wrote is what the pods have written down, sorted, by kind; hooks run at least once.
+	wrote map[string]string
 }
 
 // steadyKinds are what the pods have beside a container that runs on.
@@ -260,9 +277,6 @@ var steadyKinds = map[string]option{
 	},
 }
 
-// steadyDiary is what the pods write down, sorted; hooks run at least once.
-var steadyDiary = map[string]string{"sidecar": "c init side", "probes": "c", "web": "c", "config": "c one two", "hook": "c post"}
-
 // steadyScript writes its start down and runs on.
 func steadyScript(name string) string {
 	return fmt.Sprintf(`echo %s >> /diary/log; trap 'exit 0' TERM; while :; do sleep 0.2; done`, name)
@@ -277,12 +291,11 @@ func patient(h corev1.ProbeHandler) *corev1.Probe {
 
 func newSteadyPods(t *testing.T, h *hybrid, ns string, r *rand.Rand) *steadyPods {
 	t.Helper()
-	conf := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "conf"}, Data: map[string]string{"v": "one"}}
-	if _, err := h.kube.CoreV1().ConfigMaps(ns).Create(t.Context(), conf, metav1.CreateOptions{}); err != nil {
+	if _, err := h.kube.CoreV1().ConfigMaps(ns).Create(t.Context(), steadyConfig("one"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	s := &steadyPods{}
-	for _, kind := range []string{"sidecar", "probes", "web", "config", "hook"} {
+	s := &steadyPods{wrote: map[string]string{"sidecar": "c init side", "probes": "c", "web": "c", "config": "c one", "hook": "c post"}}
+	for _, kind := range slices.Sorted(maps.Keys(steadyKinds)) {
 		dir, mount := diary(t)
 		p := pod(kind, steadyScript("c"), restart(anyPolicy(r)), steadyKinds[kind], mount)
 		s.pods, s.dirs = append(s.pods, create(t, h.kube, ns, p)), append(s.dirs, dir)
@@ -290,12 +303,23 @@ func newSteadyPods(t *testing.T, h *hybrid, ns string, r *rand.Rand) *steadyPods
 	return s
 }
 
-func (s *steadyPods) verify(t *testing.T, h *hybrid, limit time.Duration) {
+// steadyConfig is what the pod config has as a volume.
+func steadyConfig(v string) *corev1.ConfigMap {
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "conf"}, Data: map[string]string{"v": v}}
+}
+
+// configure changes the volume of the pod config, which must have written down
+// what it was: one that starts later never sees that.
+func (s *steadyPods) configure(t *testing.T, h *hybrid) {
 	t.Helper()
-	conf := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "conf"}, Data: map[string]string{"v": "two"}}
-	if _, err := h.kube.CoreV1().ConfigMaps(s.pods[0].Namespace).Update(t.Context(), conf, metav1.UpdateOptions{}); err != nil {
+	if _, err := h.kube.CoreV1().ConfigMaps(s.pods[0].Namespace).Update(t.Context(), steadyConfig("two"), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	s.wrote["config"] = "c one two"
+}
+
+func (s *steadyPods) verify(t *testing.T, h *hybrid, limit time.Duration) {
+	t.Helper()
 	for i, p := range s.pods {
 		t.Run(p.Name, func(t *testing.T) {
 			got := await(t, h.kube, p, limit, "ready", ready)
@@ -304,12 +328,13 @@ func (s *steadyPods) verify(t *testing.T, h *hybrid, limit time.Duration) {
 					t.Errorf("container %s was restarted:\n%s", st.Name, describe(got))
 				}
 			}
-			want := steadyDiary[p.Name]
+			want := s.wrote[p.Name]
 			eventually(t, limit, "its diary says "+want, func() error {
-				if says := words(read(t, s.dirs[i]), "post"); says != want {
-					return fmt.Errorf("it says %q", says)
+				data, err := os.ReadFile(filepath.Join(s.dirs[i], "log"))
+				if says := words(string(data), "post"); err == nil && says != want {
+					err = fmt.Errorf("it says %q", says)
 				}
-				return nil
+				return err
 			})
 		})
 	}
