@@ -48,7 +48,7 @@ func TestChaos(t *testing.T) {
 func (h *hybrid) round(t *testing.T, r *rand.Rand) {
 	ns := namespace(t, h.kube)
 	w := observe(t, h.kube, ns)
-	s := newStage(t, h, ns, r, int(number(t, "E2E_PODS", 10)), true)
+	s := newStage(t, h, ns, r, int(number(t, "E2E_PODS", 8)), true)
 	steady := newSteadyPods(t, h, ns, r)
 	pods := append(append([]*corev1.Pod{}, s.pods...), steady.pods...)
 	h.chaos(t, r, 1, devcluster.NomadKubelet, devcluster.Nomad, devcluster.APIServer)
@@ -279,7 +279,7 @@ var steadyKinds = map[string]option{
 
 // steadyScript writes its start down and runs on.
 func steadyScript(name string) string {
-	return fmt.Sprintf(`echo %s >> /diary/log; trap 'exit 0' TERM; while :; do sleep 0.2; done`, name)
+	return fmt.Sprintf("echo %s >> /diary/log; %s", name, idle)
 }
 
 // patient is a probe of which one failure is enough, on however busy a machine.

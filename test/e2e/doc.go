@@ -8,7 +8,7 @@
 //	E2E_PORT_BASE  where the ports of the hybrids begin (21000)
 //	E2E_SEED       another seed, as the test's log names it
 //	E2E_CHAOS      how many rounds of outages TestChaos has (1)
-//	E2E_PODS       how many random pods TestChaos has (10)
+//	E2E_PODS       how many random pods TestChaos has (8)
 //
 // A longer run, an hour or so:
 //

@@ -121,8 +121,8 @@ func (s script) shell(waits bool) string {
 	if waits {
 		begin = "while [ ! -e /diary/" + goFile + " ]; do sleep 0.1; done; "
 	}
-	return begin + fmt.Sprintf(`f=/diary/%s; n=$(cat $f 2>/dev/null || echo 0); echo $((n+1)) > $f; case $n in %s*) trap 'exit 0' TERM; while :; do sleep 0.2; done;; esac`,
-		s.name, cases.String())
+	return begin + fmt.Sprintf(`f=/diary/%s; n=$(cat $f 2>/dev/null || echo 0); echo $((n+1)) > $f; case $n in %s*) %s;; esac`,
+		s.name, cases.String(), idle)
 }
 
 func (p *play) pod(name string, mount option) *corev1.Pod {
