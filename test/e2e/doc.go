@@ -9,8 +9,10 @@
 //	E2E_SEED       another seed, as the test's log names it
 //	E2E_CHAOS      how many rounds of outages TestChaos has (1)
 //	E2E_PODS       how many random pods TestChaos has (8)
+//	E2E_EXEC_MIB   how many MiB go into a pod and out again (48)
+//	E2E_DEBIAN     with any value a whole Debian is booted as a VM, for minutes without KVM
 //
-// A longer run, an hour or so:
+// A longer run, an hour or so, in which each round has new pods and outages:
 //
-//	E2E_CHAOS=25 E2E_PODS=30 E2E_SEED=$RANDOM go test -count=1 -timeout 3h -v ./test/e2e -run TestChaos
+//	E2E_CHAOS=25 E2E_SEED=$RANDOM go test -count=1 -timeout 3h -v ./test/e2e -run TestChaos
 package e2e
