@@ -68,7 +68,7 @@ func (h *hybrid) round(t *testing.T, r *rand.Rand) {
 	for _, p := range pods {
 		h.oneAllocation(t, p)
 	}
-	note(t, "all pods are deleted")
+	note(t, "the pods are deleted now")
 	for _, p := range pods {
 		remove(t, h.kube, p, nil)
 	}
