@@ -31,6 +31,9 @@ type Server struct {
 	cmd *exec.Cmd
 }
 
+// DNSPort is where a server answers DNS, on the namespace's loopback.
+const DNSPort = 8600
+
 // Start runs a server, which listens on all addresses of the namespace, too.
 func Start(t testing.TB, ns *netlab.NS, acls bool) *Server {
 	t.Helper()
@@ -43,7 +46,7 @@ func Start(t testing.TB, ns *netlab.NS, acls bool) *Server {
 	s := &Server{Address: "unix://" + filepath.Join(dir, "http.sock"), t: t, ns: ns, bin: bin, dir: dir}
 	config := map[string]any{
 		"server": true, "bootstrap_expect": 1, "data_dir": filepath.Join(dir, "data"), "bind_addr": "127.0.0.1", "advertise_addr": "127.0.0.1",
-		"addresses": map[string]any{"http": s.Address + " 0.0.0.0"}, "ports": map[string]any{"dns": -1, "grpc": -1, "grpc_tls": -1},
+		"addresses": map[string]any{"http": s.Address + " 0.0.0.0"}, "ports": map[string]any{"dns": DNSPort, "grpc": -1, "grpc_tls": -1},
 		"performance": map[string]any{"raft_multiplier": 1}, "disable_update_check": true, "log_level": "warn", "connect": map[string]any{"enabled": false},
 		"limits": map[string]any{"http_max_conns_per_client": 200},
 	}

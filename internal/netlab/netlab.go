@@ -38,7 +38,12 @@ func Root(t testing.TB, programs ...string) {
 }
 
 // New makes a namespace with its loopback up; it goes with the test.
-func New(t testing.TB, name string) *NS {
+func New(t testing.TB, name string) *NS { return stand(t, name, unix.CLONE_NEWNET) }
+
+// Here is the namespace that this process was started in.
+func Here(t testing.TB, name string) *NS { return stand(t, name, 0) }
+
+func stand(t testing.TB, name string, flags int) *NS {
 	t.Helper()
 	n := &NS{Name: name, t: t, work: make(chan func())}
 	ready := make(chan error)
@@ -48,7 +53,7 @@ func New(t testing.TB, name string) *NS {
 		// Never unlocked: the thread is of no use to anybody else, and its end
 		// kills the children that were started with Pdeathsig.
 		runtime.LockOSThread()
-		ready <- n.enter()
+		ready <- n.enter(flags)
 		for f := range n.work {
 			f()
 		}
@@ -64,8 +69,8 @@ func New(t testing.TB, name string) *NS {
 	return n
 }
 
-func (n *NS) enter() error {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+func (n *NS) enter(flags int) error {
+	if err := unix.Unshare(flags); err != nil {
 		return err
 	}
 	var err error

@@ -26,6 +26,7 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/vxlan"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/peers"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/resolver"
 )
 
 const (
@@ -33,7 +34,7 @@ const (
 	// such as a change by the legacy iptables, is mended after that.
 	audit = 10 * time.Second
 	// rulesInterval is the least time between two looks at the rules: kube-proxy
-	// writes its own many times a second.
+	// writes its own many times a second. A look takes some processes.
 	rulesInterval = time.Second
 	peersFile     = "peers.json"
 	rulesFile     = "rules.json"
@@ -60,9 +61,14 @@ type Agent struct {
 	claims chan claimed
 	lists  chan registry.List
 	net    chan string
-	rules  chan string
+	// rules has something in it when somebody has written rules, drifted when ours
+	// are not as they should be.
+	rules, drifted chan string
 	// reclaim asks for a claim before its time.
 	reclaim chan string
+	// assumed says that Nomad has not told id yet.
+	assumed bool
+	offers  offers
 
 	// What follows is the loop's own.
 	state    peers.State
@@ -74,14 +80,20 @@ type Agent struct {
 	refused  map[fabric.ID]string
 	fenced   string
 	problems map[string]string
+	resolver *resolver.Resolver
+	// answers says that the resolver listens.
+	answers bool
 
 	// seen is what status tells.
 	seen atomic.Pointer[snapshot]
 }
 
-// Run returns when ctx ends, or at once when the machine lacks what is needed. It
-// leaves device, routes and rules in place.
+// Run returns when ctx ends, at once when the machine lacks what is needed, and
+// when Nomad turns out to call the client otherwise than the last time. It leaves
+// device, routes and rules in place.
 func (a *Agent) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	if err := a.prepare(ctx); err != nil {
 		return err
 	}
@@ -103,9 +115,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.Log.Info("starts with the peers of the last time, until Consul answers", "peers", len(known.Peers))
 		a.bind(ctx)
 	}
+	a.answerNames(ctx)
 	if err := a.guard.Watch(ctx, func(what string) { wake(a.rules, what) }); err != nil {
 		return err
 	}
+	go a.watchRules(ctx)
 	go a.claim(ctx, a.state.Own)
 	w := &registry.Watcher{Registry: a.registry, Self: a.id, Health: a.healthy, Handle: func(l registry.List) {
 		select {
@@ -115,10 +129,20 @@ func (a *Agent) Run(ctx context.Context) error {
 	}}
 	go w.Run(ctx)
 	if a.store != nil && a.Nomad != nil {
-		go a.collect(ctx)
+		go func() {
+			if err := a.verify(ctx); err != nil {
+				stop(err)
+				return
+			}
+			go a.offer(ctx)
+			a.collect(ctx)
+		}()
 	}
 	a.loop(ctx)
 	a.Log.Info("ends; device, routes and rules stay")
+	if err := context.Cause(ctx); errors.Is(err, errRenamed) {
+		return err
+	}
 	return nil
 }
 
@@ -162,10 +186,8 @@ func (a *Agent) loop(ctx context.Context) {
 	tick := time.NewTicker(audit)
 	defer tick.Stop()
 	a.reconcile(ctx, true)
-	looked := time.Now()
-	var later <-chan time.Time
 	for {
-		rules := true
+		look := false
 		select {
 		case <-ctx.Done():
 			return
@@ -175,21 +197,37 @@ func (a *Agent) loop(ctx context.Context) {
 			a.listed(l)
 		case what := <-a.net:
 			a.Log.Debug("looks at the network", "because", what)
-			rules = false
-		case <-a.rules:
-			if later == nil {
-				later = time.After(max(0, rulesInterval-time.Since(looked)))
-			}
-			continue
-		case <-later:
-			later = nil
+		case what := <-a.drifted:
+			a.Log.Debug("looks at the rules", "because", what)
+			look = true
 		case <-a.due():
 		case <-tick.C:
 		}
-		a.reconcile(ctx, rules)
-		if rules {
-			looked = time.Now()
+		a.reconcile(ctx, look)
+	}
+}
+
+// watchRules looks at the rules when somebody has written some, and every audit,
+// and wakes the loop only when ours are not as they should be: what a look takes
+// must not keep a new peer waiting.
+func (a *Agent) watchRules(ctx context.Context) {
+	tick := time.NewTicker(audit)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.rules:
+		case <-tick.C:
 		}
+		drift, err := a.guard.Drift(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			wake(a.drifted, err.Error())
+		case len(drift) > 0:
+			wake(a.drifted, drift[0])
+		}
+		pause(ctx, rulesInterval)
 	}
 }
 
@@ -228,6 +266,7 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 		a.bind(ctx)
 	}
 	a.state.Settings, a.state.Own = c.settings, c.own
+	a.answerNames(ctx)
 	if a.store == nil {
 		return
 	}
@@ -237,6 +276,7 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 		Bridge: a.Config.CNI.Bridge, MTU: c.own.MTU, Blocks: c.own.CIDRs, DataDir: a.store.Dir(), HostPorts: a.Config.CNI.HostPorts,
 	})
 	a.problem("cni", err)
+	a.offers.set(err == nil && a.fenced == "")
 	if written {
 		a.Log.Info("wrote the CNI network; a Nomad client that runs finds it at SIGHUP", "file", file, "blocks", c.own.CIDRs)
 	}
@@ -255,6 +295,9 @@ func (a *Agent) fence(reason string) {
 		a.Log.Info("gives addresses again")
 	}
 	a.fenced = reason
+	if reason != "" {
+		a.offers.set(false)
+	}
 	a.metrics.fenced.Set(b2f(reason != ""))
 }
 
@@ -276,8 +319,9 @@ func (a *Agent) bind(ctx context.Context) {
 	a.backend, a.unwatch = b, cancel
 }
 
-// reconcile brings the machine to what the view says.
-func (a *Agent) reconcile(ctx context.Context, rules bool) {
+// reconcile brings the machine to what the view says. With look it takes nothing of
+// the rules for granted.
+func (a *Agent) reconcile(ctx context.Context, look bool) {
 	if a.backend == nil {
 		a.tell(overlay.Goal{}, nil)
 		return
@@ -303,16 +347,18 @@ func (a *Agent) reconcile(ctx context.Context, rules bool) {
 	if c.Any() {
 		a.Log.Info("overlay", "peers", len(goal.Peers), "set", c.Set, "gone", c.Gone, "device", c.Device, "took", time.Since(began))
 	}
-	// After the routes, since it takes longer.
-	if rules {
-		c, err := a.guard.Ensure(ctx, a.ruleset(goal))
-		a.problem("rules", err)
-		a.metrics.rules(c)
-		if c.Foreign {
-			a.Log.Warn("somebody had changed the rules", "rebound", c.Rebound)
-		}
+	// After the routes, since it may take longer.
+	began = time.Now()
+	rules, err := a.guard.Ensure(ctx, a.ruleset(goal), look)
+	a.problem("rules", err)
+	a.metrics.rules(rules)
+	if rules != (guard.Changes{}) {
+		a.Log.Debug("rules", "written", rules.Written, "peers", rules.Peers, "took", time.Since(began))
 	}
-	if rules && a.store != nil {
+	if rules.Foreign {
+		a.Log.Warn("somebody had changed the rules", "rebound", rules.Rebound)
+	}
+	if a.store != nil {
 		a.count()
 	}
 	a.save(r)
@@ -321,7 +367,7 @@ func (a *Agent) reconcile(ctx context.Context, rules bool) {
 
 func (a *Agent) ensureBridge() {
 	changed, err := bridge.Ensure(bridge.Config{
-		Name: a.Config.CNI.Bridge, MTU: a.state.Own.MTU, MAC: ("bridge " + a.id).MAC(), Blocks: a.state.Own.CIDRs,
+		Name: a.Config.CNI.Bridge, MTU: a.state.Own.MTU, MAC: ("bridge " + a.id).MAC(), Blocks: a.state.Own.CIDRs, Also: a.Config.DNS.Address,
 	})
 	a.problem("bridge", err)
 	if changed {
@@ -424,7 +470,8 @@ func (a *Agent) prepare(ctx context.Context) error {
 	c := a.Config
 	name := c.Node.ID
 	if name == "" {
-		if name, err = a.nomadID(ctx); err != nil {
+		last := peers.LastID(filepath.Join(c.StateDir, peersFile))
+		if name, err = a.nomadID(ctx, last); err != nil {
 			return err
 		}
 	}
@@ -446,8 +493,9 @@ func (a *Agent) prepare(ctx context.Context) error {
 	a.registry = registry.New(a.Consul, c.Fabric)
 	a.metrics = newMetrics()
 	a.claims, a.lists = make(chan claimed), make(chan registry.List)
-	a.net, a.rules, a.reclaim = make(chan string, 1), make(chan string, 1), make(chan string, 1)
+	a.net, a.rules, a.drifted, a.reclaim = make(chan string, 1), make(chan string, 1), make(chan string, 1), make(chan string, 1)
 	a.problems = map[string]string{}
+	a.offers.changed = make(chan struct{}, 1)
 	a.state.Fabric, a.state.ID = c.Fabric, a.id
 	a.view.Hold = peers.DefaultHold
 	a.Log.Info("starts", "version", a.Version, "node", a.id, "endpoint", a.endpoint, "fabric", c.Fabric)

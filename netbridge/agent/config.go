@@ -23,6 +23,7 @@ type Config struct {
 	Consul Consul `json:"consul,omitempty"`
 	Nomad  Nomad  `json:"nomad,omitempty"`
 	CNI    CNI    `json:"cni,omitempty"`
+	DNS    DNS    `json:"dns,omitempty"`
 	// StateDir keeps the peers file and the address store over a restart of the
 	// machine.
 	StateDir string `json:"stateDir,omitempty"`
@@ -80,6 +81,20 @@ type CNI struct {
 	HostPorts bool `json:"hostPorts,omitempty"`
 }
 
+// DNS is the server of a Nomad client's pods. Which names are the cluster's is a
+// setting of the fabric.
+type DNS struct {
+	// Address is what pods are given as their name server, the same on all clients,
+	// such as 169.254.20.53: a link-local one is nobody else's. Empty: there is none.
+	Address netip.Addr `json:"address,omitzero"`
+	// ConsulDomain is answered by the server at ConsulAddress.
+	ConsulDomain  string `json:"consulDomain,omitempty"`
+	ConsulAddress string `json:"consulAddress,omitempty"`
+	// Upstream, host:port, knows the rest; empty: the name servers of this machine's
+	// /etc/resolv.conf.
+	Upstream []string `json:"upstream,omitempty"`
+}
+
 // Load reads, completes and checks a file. Its errors name the key.
 func Load(file string) (*Config, error) {
 	data, err := os.ReadFile(file)
@@ -118,6 +133,8 @@ func (c *Config) Complete() {
 	def(&c.Device, "nb0")
 	def(&c.LogLevel, "info")
 	def(&c.LogFormat, "text")
+	def(&c.DNS.ConsulDomain, "consul")
+	def(&c.DNS.ConsulAddress, "127.0.0.1:8600")
 	def(&c.CNI.Bridge, "nbr0")
 	if c.Node.Kind == fabric.KindNomad {
 		def(&c.Node.Blocks, 1)
@@ -169,6 +186,19 @@ func (c *Config) Validate() error {
 	for key, name := range map[string]string{"device": c.Device, "cni.bridge": c.CNI.Bridge} {
 		if len(name) > 15 || strings.ContainsAny(name, "/ ") {
 			bad("%s: %q is no name of a device", key, name)
+		}
+	}
+	if d := c.DNS; d.Address.IsValid() {
+		switch {
+		case !d.Address.Is4():
+			bad("dns.address: %s is no IPv4 address", d.Address)
+		case c.Node.Kind != fabric.KindNomad:
+			bad("dns.address: a Kubernetes node's pods have the cluster's own DNS")
+		}
+	}
+	for _, server := range append([]string{c.DNS.ConsulAddress}, c.DNS.Upstream...) {
+		if _, err := netip.ParseAddrPort(server); err != nil {
+			bad("dns: %q is no address with a port", server)
 		}
 	}
 	if c.MetricsAddress != "none" {

@@ -15,7 +15,7 @@ type metrics struct {
 	consulUp, complete, peers, held, refused, fenced, addresses, capacity prometheus.Gauge
 	collected, deviceMade, routesSet, routesGone                          prometheus.Counter
 	rulesWritten, rulesForeign, rebound                                   prometheus.Counter
-	errors                                                                *prometheus.CounterVec
+	errors, dns                                                           *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -47,7 +47,8 @@ func newMetrics() *metrics {
 	m.rulesForeign = counter("rules_foreign_total", "Times somebody else had changed the nftables table.")
 	m.rebound = counter("connections_rebound_total", "Connections that began with a wrong source and were removed from conntrack.")
 	m.errors = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "netbridge", Name: "errors_total", Help: "What could not be done."}, []string{"what"})
-	m.registry.MustRegister(m.errors)
+	m.dns = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "netbridge", Name: "dns_answers_total", Help: "Answers to pods, by where they came from."}, []string{"zone", "from"})
+	m.registry.MustRegister(m.errors, m.dns)
 	return m
 }
 

@@ -9,20 +9,59 @@ import (
 
 	nomadapi "github.com/hashicorp/nomad/api"
 
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/ipam"
 )
 
 // collectInterval is how often addresses are compared with allocations.
 const collectInterval = time.Minute
 
-// nomadID asks the Nomad agent whose node this is.
-func (a *Agent) nomadID(_ context.Context) (string, error) {
+// errRenamed says that the agent was somebody else the last time.
+var errRenamed = errors.New("the Nomad client has another node ID than the last time: start the agent again")
+
+// nomadID asks the Nomad agent whose node this is. After a boot it may not be there
+// yet, and waits for the network that this program sets up: then the client is
+// taken for the one that it was the last time.
+func (a *Agent) nomadID(ctx context.Context, last fabric.ID) (string, error) {
 	if a.Nomad == nil {
 		return "", errors.New("node.id: give the Nomad client's node ID, since nomad.disabled keeps it from being asked for")
 	}
+	id, err := a.askID()
+	if err == nil {
+		return id, nil
+	}
+	if last.Kind() == fabric.KindNomad {
+		a.Log.Info("Nomad does not tell the client's ID yet, takes it for the one of the last time", "node", last, "error", err)
+		a.assumed = true
+		_, name, _ := strings.Cut(string(last), "/")
+		return name, nil
+	}
+	return a.waitForID(ctx)
+}
+
+// waitForID returns an error only when ctx ends.
+func (a *Agent) waitForID(ctx context.Context) (string, error) {
+	told := ""
+	for {
+		id, err := a.askID()
+		if err == nil {
+			return id, nil
+		}
+		if told != err.Error() {
+			told = err.Error()
+			a.Log.Warn("node.id is not given, waits for Nomad to tell it", "error", err)
+		}
+		pause(ctx, retry)
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+	}
+}
+
+func (a *Agent) askID() (string, error) {
 	self, err := a.Nomad.Agent().Self()
 	if err != nil {
-		return "", fmt.Errorf("node.id is not given, and the Nomad agent at %s does not tell it: %w", a.Nomad.Address(), err)
+		return "", fmt.Errorf("ask the Nomad agent at %s: %w", a.Nomad.Address(), err)
 	}
 	id := self.Stats["client"]["node_id"]
 	if id == "" {
@@ -31,11 +70,26 @@ func (a *Agent) nomadID(_ context.Context) (string, error) {
 	return id, nil
 }
 
+// verify waits until Nomad has told the ID that was assumed.
+func (a *Agent) verify(ctx context.Context) error {
+	if !a.assumed {
+		return nil
+	}
+	id, err := a.waitForID(ctx)
+	if err != nil {
+		return err
+	}
+	if now := fabric.ID(fabric.KindNomad + "/" + id); now != a.id {
+		return fmt.Errorf("%w: it was %s and is %s", errRenamed, a.id, now)
+	}
+	return nil
+}
+
 // collect frees addresses whose allocations are gone, until ctx ends. What Nomad
 // does not answer frees nothing.
 func (a *Agent) collect(ctx context.Context) {
 	c := ipam.Collector{Store: a.store}
-	_, node, _ := strings.Cut(string(a.id), "/")
+	node := a.node()
 	for ; ctx.Err() == nil; pause(ctx, collectInterval) {
 		allocs, _, err := a.Nomad.Nodes().Allocations(node, (&nomadapi.QueryOptions{}).WithContext(ctx))
 		if err != nil {
@@ -57,4 +111,10 @@ func (a *Agent) collect(ctx context.Context) {
 			a.metrics.collected.Add(float64(len(freed)))
 		}
 	}
+}
+
+// node is the Nomad client's ID.
+func (a *Agent) node() string {
+	_, node, _ := strings.Cut(string(a.id), "/")
+	return node
 }

@@ -51,7 +51,6 @@ type snapshot struct {
 	result   *peers.Result
 	goal     overlay.Goal
 	backend  overlay.Backend
-	rules    string
 	problems map[string]string
 	refused  map[fabric.ID]string
 	fenced   string
@@ -59,7 +58,7 @@ type snapshot struct {
 }
 
 func (a *Agent) tell(g overlay.Goal, r *peers.Result) {
-	s := &snapshot{state: a.state, result: r, goal: g, backend: a.backend, rules: a.guard.Applied, problems: maps.Clone(a.problems), refused: a.refused, fenced: a.fenced}
+	s := &snapshot{state: a.state, result: r, goal: g, backend: a.backend, problems: maps.Clone(a.problems), refused: a.refused, fenced: a.fenced}
 	_, failed := a.problems["state"]
 	s.saved = r != nil && !failed
 	switch {
@@ -101,7 +100,7 @@ func (a *Agent) status(ctx context.Context) Status {
 	}
 	if s.backend != nil {
 		drift, err := s.backend.Drift(s.goal)
-		more, guardErr := a.guard.Drift(ctx, s.rules)
+		more, guardErr := a.guard.Drift(ctx)
 		st.Drift = append(drift, more...)
 		if err := errors.Join(err, guardErr); err != nil {
 			st.Drift = append(st.Drift, "unknown: "+err.Error())

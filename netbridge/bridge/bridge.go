@@ -21,6 +21,8 @@ type Config struct {
 	MAC net.HardwareAddr
 	// Blocks are the client's.
 	Blocks []netip.Prefix
+	// Also is an address beside the gateways'; invalid for none.
+	Also netip.Addr
 }
 
 // Ensure makes the device or adopts it, gives it the blocks' gateways, and takes
@@ -58,7 +60,9 @@ func Ensure(c Config) (bool, error) {
 
 func add(c Config) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = c.Name, c.MTU, c.MAC
+	// Its MTU is set afterwards: one that it was made with follows its ports', and is
+	// 1500 when there are none (net/bridge/br_if.c, br_mtu_auto_adjust).
+	attrs.Name, attrs.HardwareAddr = c.Name, c.MAC
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return nil, fmt.Errorf("make bridge %s: %w", c.Name, err)
 	}
@@ -69,6 +73,9 @@ func addresses(link netlink.Link, c Config) (bool, error) {
 	want := map[string]bool{}
 	for _, b := range c.Blocks {
 		want[netip.PrefixFrom(fabric.Gateway(b), b.Bits()).String()] = true
+	}
+	if c.Also.IsValid() {
+		want[netip.PrefixFrom(c.Also, c.Also.BitLen()).String()] = true
 	}
 	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {

@@ -25,6 +25,14 @@ func TestEnsure(t *testing.T) {
 	}
 	ensure(true)
 	ensure(false)
+	// Its MTU is its own, whatever hangs on it.
+	n.Run("ip link add pod0 mtu 1450 type veth peer name far0")
+	n.Run("ip link set pod0 master nbr0")
+	n.Run("ip link del pod0")
+	ensure(false)
+	c.Also = netip.MustParseAddr("169.254.20.53")
+	ensure(true)
+	ensure(false)
 	c.Blocks = append(c.Blocks, netip.MustParsePrefix("10.77.9.16/28"))
 	ensure(true)
 	n.Run("ip addr add 10.99.0.1/24 dev nbr0")
@@ -32,7 +40,7 @@ func TestEnsure(t *testing.T) {
 	ensure(true)
 	ensure(false)
 	out := n.Run("ip addr show nbr0") + n.Run("ip route")
-	for _, want := range []string{"mtu 1450", "02:01:02:03:04:05", "inet 10.77.1.1/28", "inet 10.77.9.17/28", "10.77.9.16/28 dev nbr0"} {
+	for _, want := range []string{"mtu 1450", "02:01:02:03:04:05", "inet 10.77.1.1/28", "inet 10.77.9.17/28", "10.77.9.16/28 dev nbr0", "inet 169.254.20.53/32"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

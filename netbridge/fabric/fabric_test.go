@@ -34,6 +34,7 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		"vni: 16777216":                                               func(s *Settings) { s.VNI = 1 << 24 },
 		"port: 70000":                                                 func(s *Settings) { s.Port = 70000 },
 		`backend: "ipip"`:                                             func(s *Settings) { s.Backend = "ipip" },
+		"dns.servers: 10.96.0.10 is a Service's address":              func(s *Settings) { s.DNS.Servers = []netip.Addr{netip.MustParseAddr("10.96.0.10")} },
 		"clusterCIDRs[0]: fd00::/64 is no IPv4 range":                 func(s *Settings) { s.ClusterCIDRs[0] = netip.MustParsePrefix("fd00::/64") },
 	} {
 		s := settings()

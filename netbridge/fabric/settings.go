@@ -33,6 +33,17 @@ type Settings struct {
 	// Port is the UDP port of the VXLAN packets. Not 4789: Calico drops what
 	// arrives there from others than its own nodes.
 	Port int `json:"port"`
+	// DNS is the cluster's, for pods on Nomad.
+	DNS DNS `json:"dns,omitzero"`
+}
+
+// DNS says who knows the cluster's names.
+type DNS struct {
+	// Domain is the cluster's, without a dot at its end.
+	Domain string `json:"domain,omitempty"`
+	// Servers are asked in this order, at port 53. They must be reached over the
+	// overlay: addresses of pods, not of a Service.
+	Servers []netip.Addr `json:"servers,omitempty"`
 }
 
 // Complete fills in what was left empty.
@@ -43,6 +54,7 @@ func (s *Settings) Complete() {
 	def(&s.Backend, BackendVXLAN)
 	def(&s.VNI, 20034)
 	def(&s.Port, 8473)
+	def(&s.DNS.Domain, "cluster.local")
 }
 
 func def[T comparable](v *T, to T) {
@@ -92,6 +104,11 @@ func (s Settings) Validate() error {
 	}
 	if s.Port < 1 || s.Port > 65535 {
 		bad("port: %d is no UDP port", s.Port)
+	}
+	for _, a := range s.DNS.Servers {
+		if s.ServiceCIDR.IsValid() && s.ServiceCIDR.Contains(a) {
+			bad("dns.servers: %s is a Service's address, which Nomad clients do not reach: name the pods that are behind it", a)
+		}
 	}
 	return errors.Join(errs...)
 }

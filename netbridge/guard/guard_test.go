@@ -68,7 +68,7 @@ func (r *router) ensure(t *testing.T) Changes {
 	t.Helper()
 	var c Changes
 	r.Must(func() (err error) {
-		c, err = r.guard.Ensure(t.Context(), rules())
+		c, err = r.guard.Ensure(t.Context(), rules(), true)
 		return err
 	})
 	return c
@@ -166,6 +166,67 @@ func TestOnlyDriftIsWritten(t *testing.T) {
 		}
 	}
 	if out := r.Run("nft list ruleset"); strings.Contains(out, "mss counter") || !strings.Contains(out, "snat to ip saddr") {
+		t.Error(out)
+	}
+}
+
+// Peers come and go without a process, and without a rule being written.
+func TestPeersComeAndGo(t *testing.T) {
+	r := lab(t)
+	r.ensure(t)
+	before := r.Run("nft -a list chain ip netbridge outside")
+	goal := rules()
+	goal.Endpoints = nil
+	for i := range 1200 {
+		goal.Endpoints = append(goal.Endpoints, netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}))
+	}
+	set := func(look bool) (c Changes) {
+		r.Must(func() (err error) {
+			c, err = r.guard.Ensure(t.Context(), goal, look)
+			return err
+		})
+		return c
+	}
+	began := time.Now()
+	if c := set(false); c != (Changes{Peers: 1202}) {
+		t.Errorf("%+v", c)
+	}
+	many := time.Since(began)
+	goal.Endpoints = append(goal.Endpoints, netip.MustParseAddr("203.0.113.9"))
+	began = time.Now()
+	if c := set(false); c != (Changes{Peers: 1}) {
+		t.Errorf("%+v", c)
+	}
+	t.Logf("1202 peers changed in %s, one more in %s", many, time.Since(began))
+	if c := set(true); c != (Changes{}) {
+		t.Errorf("a look at what is right: %+v", c)
+	}
+	out := r.Run("nft list set ip netbridge peers")
+	if strings.Count(out, "198.18.") != 1200 || !strings.Contains(out, "203.0.113.9") || strings.Contains(out, "192.0.2.1") {
+		t.Error(out)
+	}
+	if now := r.Run("nft -a list chain ip netbridge outside"); now != before {
+		t.Errorf("rules were written:\n%s\n%s", before, now)
+	}
+	// What others do to the set is seen and mended; a table that is gone is written
+	// anew even without a look.
+	r.Run("nft flush set ip netbridge peers")
+	r.Must(func() error {
+		drift, err := r.guard.Drift(t.Context())
+		if len(drift) != 1 || !strings.Contains(drift[0], "set peers") {
+			t.Errorf("drift %v", drift)
+		}
+		return err
+	})
+	if c := set(true); c != (Changes{Foreign: true, Peers: 1201}) {
+		t.Errorf("%+v", c)
+	}
+	r.Run("nft delete table ip netbridge")
+	goal.Endpoints = goal.Endpoints[1:]
+	if c := set(false); !c.Written || !c.Foreign {
+		t.Errorf("%+v", c)
+	}
+	if out := r.Run("nft list set ip netbridge peers"); strings.Count(out, "198.18.") != 1199 {
 		t.Error(out)
 	}
 }

@@ -44,12 +44,13 @@ func set[T fmt.Stringer](items []T) string {
 func (r Rules) overlay() []netip.Prefix { return append([]netip.Prefix{r.Burst, r.Host}, r.Cluster...) }
 
 // transaction declares, deletes and defines the table: atomic, and the same
-// whatever was there.
+// whatever was there. The set of peers is still empty.
 func (r Rules) transaction(nft knftables.Interface) *knftables.Transaction {
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
+	tx.Add(&knftables.Set{Name: peerSet, Type: "ipv4_addr"})
 	chain := func(name string, t knftables.BaseChainType, h knftables.BaseChainHook, prio string, rules ...string) {
 		p := knftables.BaseChainPriority(prio)
 		tx.Add(&knftables.Chain{Name: name, Type: &t, Hook: &h, Priority: &p})
@@ -86,8 +87,14 @@ func (r Rules) nomasq() []string {
 // outside lets nobody but peers send into the overlay: VXLAN itself asks for no
 // proof.
 func (r Rules) outside() string {
-	if len(r.Endpoints) == 0 {
-		return fmt.Sprintf("udp dport %d drop", r.Port)
+	return fmt.Sprintf("udp dport %d ip saddr != @%s drop", r.Port, peerSet)
+}
+
+// peers are who may send.
+func (r Rules) peers() map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, e := range r.Endpoints {
+		out[e] = true
 	}
-	return fmt.Sprintf("udp dport %d ip saddr != %s drop", r.Port, set(r.Endpoints))
+	return out
 }

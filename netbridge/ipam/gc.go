@@ -2,6 +2,8 @@ package ipam
 
 import (
 	"net/netip"
+	"os"
+	"strings"
 	"time"
 )
 
@@ -16,8 +18,20 @@ type Collector struct {
 	unowned map[netip.Addr]time.Time
 }
 
+// stands says that the namespace is still there. A process's own would be named by
+// a number that another may have by now.
+func stands(netns string) bool {
+	if netns == "" || strings.HasPrefix(netns, "/proc/") {
+		return false
+	}
+	_, err := os.Stat(netns)
+	return err == nil
+}
+
 // Collect takes the containers that are live, all of them: it must not be called
-// with a list that is not known to be whole. It returns what was freed.
+// with a list that is not known to be whole. One whose network namespace stands is
+// live, too: Nomad forgets the allocations of a purged job before they have ended.
+// It returns what was freed.
 func (c *Collector) Collect(live map[string]bool) (freed []netip.Addr, err error) {
 	err = c.Store.locked(func() error {
 		entries, err := c.Store.entries()
@@ -27,7 +41,7 @@ func (c *Collector) Collect(live map[string]bool) (freed []netip.Addr, err error
 		now := c.Store.now()
 		since := map[netip.Addr]time.Time{}
 		for _, e := range entries {
-			if live[e.Owner.Container] {
+			if live[e.Owner.Container] || stands(e.Owner.Netns) {
 				continue
 			}
 			first, seen := c.unowned[e.Address]

@@ -46,7 +46,7 @@ func open(args *skel.CmdArgs) (*Store, network, Owner, error) {
 		return nil, n, Owner{}, fmt.Errorf("network configuration: ipam.dataDir is missing")
 	}
 	s, err := Open(n.IPAM.DataDir)
-	return s, n, Owner{Container: args.ContainerID, Interface: args.IfName, Network: n.Name}, err
+	return s, n, Owner{Container: args.ContainerID, Interface: args.IfName, Network: n.Name, Netns: args.Netns}, err
 }
 
 func add(args *skel.CmdArgs) error {

@@ -37,6 +37,9 @@ type Owner struct {
 	Interface string `json:"interface"`
 	// Network is the CNI network's name, for a reader.
 	Network string `json:"network,omitempty"`
+	// Netns is the file of the pod's network namespace: while it is there, the pod is
+	// taken to live.
+	Netns string `json:"netns,omitempty"`
 }
 
 func (o Owner) is(p Owner) bool { return o.Container == p.Container && o.Interface == p.Interface }
@@ -103,6 +106,9 @@ func (s *Store) Add(o Owner, blocks []netip.Prefix) (addr netip.Addr, block neti
 					return fmt.Errorf("the address %s that %s has is in none of this node's blocks %v", e.Address, o.Container, blocks)
 				}
 				addr = e.Address
+				if e.Owner.Netns != o.Netns { // another one after a restart of the machine
+					return s.take(addr, o)
+				}
 				return nil
 			}
 		}

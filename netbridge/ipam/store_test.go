@@ -188,4 +188,29 @@ func TestCollection(t *testing.T) {
 	if err != nil || len(entries) != 2 {
 		t.Error(entries, err)
 	}
+	// Nomad does not list it any more, and its network is still there.
+	netns := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(netns, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := Owner{Container: "alloc-9", Interface: "eth0", Netns: netns + "-before"}
+	first, _, err := s.Add(o, block("10.77.1.0/25"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// After a restart of the machine it has another one.
+	o.Netns = netns
+	if again, _, err := s.Add(o, block("10.77.1.0/25")); err != nil || again != first {
+		t.Error(first, again, err)
+	}
+	for range 3 {
+		collect(0, "alloc-0", "alloc-1")
+		*now = now.Add(Grace)
+	}
+	if err := os.Remove(netns); err != nil {
+		t.Fatal(err)
+	}
+	collect(0, "alloc-0", "alloc-1")
+	*now = now.Add(Grace)
+	collect(1, "alloc-0", "alloc-1")
 }

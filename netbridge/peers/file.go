@@ -27,8 +27,16 @@ func (s *State) Equal(o State) bool { return reflect.DeepEqual(*s, o) }
 // ErrForeign says that the file is another node's or another fabric's.
 var ErrForeign = errors.New("is of another node or fabric")
 
-// Load reads the file; nil without an error if there is none.
-func Load(file, fabricName string, id fabric.ID) (*State, error) {
+// LastID is whose the file is; empty if there is none, or none that can be read.
+func LastID(file string) fabric.ID {
+	s, err := read(file)
+	if err != nil || s == nil {
+		return ""
+	}
+	return s.ID
+}
+
+func read(file string) (*State, error) {
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -39,6 +47,15 @@ func Load(file, fabricName string, id fabric.ID) (*State, error) {
 	s := &State{}
 	if err := json.Unmarshal(data, s); err != nil {
 		return nil, fmt.Errorf("peers file %s: %w", file, err)
+	}
+	return s, nil
+}
+
+// Load reads the file; nil without an error if there is none.
+func Load(file, fabricName string, id fabric.ID) (*State, error) {
+	s, err := read(file)
+	if err != nil || s == nil {
+		return nil, err
 	}
 	if s.Fabric != fabricName || s.ID != id {
 		return nil, fmt.Errorf("peers file %s %w: %s of %q", file, ErrForeign, s.ID, s.Fabric)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+	"golang.org/x/time/rate"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 )
@@ -20,8 +21,10 @@ const (
 	// grace is what Consul adds to it at most (wait/16, agent/consul/rpc.go) and
 	// the way there and back.
 	grace = wait/16 + 5*time.Second
-	// interval is the least time between two lists: every change brings all of it.
+	// interval is the time between two lists in the long run: every change brings
+	// all of it. So many may come at once before that holds.
 	interval = 100 * time.Millisecond
+	burst    = 5
 	// pingInterval is how often Consul is asked whether it is there: a blocking
 	// query whose packets are lost says nothing for a minute.
 	pingInterval = 5 * time.Second
@@ -55,8 +58,8 @@ func (w *Watcher) Run(ctx context.Context) {
 	var index uint64
 	backoff := interval
 	again := w.pings(ctx)
-	for ctx.Err() == nil {
-		began := time.Now()
+	pace := rate.NewLimiter(rate.Every(interval), burst)
+	for pace.Wait(ctx) == nil {
 		list, err := w.list(ctx, index, again)
 		if errors.Is(err, errAgain) {
 			index = 0
@@ -81,7 +84,6 @@ func (w *Watcher) Run(ctx context.Context) {
 			w.Handle(list)
 		}
 		index = max(list.Index, 1)
-		sleep(ctx, interval-time.Since(began))
 	}
 }
 

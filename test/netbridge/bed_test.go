@@ -33,7 +33,17 @@ const (
 // directory that has it and the plugin.
 var program string
 
-func TestMain(m *testing.M) { os.Exit(build(m)) }
+// TestMain makes this binary another program where a test has started it as one.
+func TestMain(m *testing.M) {
+	switch {
+	case os.Getenv(serverEnv) != "":
+		serve(os.Getenv(serverEnv))
+	case filepath.Base(os.Args[0]) == timedPlugin:
+		os.Exit(timed())
+	default:
+		os.Exit(build(m))
+	}
+}
 
 func build(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "netbridge-bed")
@@ -92,8 +102,19 @@ type pod struct {
 // emptyBed is Consul and an underlay of two networks, without hosts.
 func emptyBed(t *testing.T) *bed {
 	t.Helper()
+	return bedIn(t, netlab.New(t, "underlay"))
+}
+
+func needs(t *testing.T) {
+	t.Helper()
 	netlab.Root(t, "ip", "bridge", "nft", "iptables", filepath.Join(cniDir, "bridge"))
-	b := &bed{t: t, underlay: netlab.New(t, "underlay")}
+}
+
+// bedIn is an empty bed in a namespace that is there.
+func bedIn(t *testing.T, underlay *netlab.NS) *bed {
+	t.Helper()
+	needs(t)
+	b := &bed{t: t, underlay: underlay}
 	for i := 1; i <= 2; i++ {
 		b.underlay.Run(fmt.Sprintf("ip link add seg%d type bridge", i))
 		b.underlay.Run(fmt.Sprintf("ip link set seg%d up", i))
@@ -146,17 +167,24 @@ func (b *bed) set() {
 
 func (b *bed) host(id fabric.ID, segment, number int, changes ...func(config map[string]any)) *host {
 	name := strings.Split(string(id), "/")[1]
-	h := &host{NS: netlab.New(b.t, name), bed: b, id: id, ep: netip.AddrFrom4([4]byte{192, 168, byte(100 + segment), byte(number)})}
+	ns, ep := netlab.New(b.t, name), netip.AddrFrom4([4]byte{192, 168, byte(100 + segment), byte(number)})
+	port := fmt.Sprintf("p%d", number)
+	netlab.Join(ns, "eth0", b.underlay, port)
+	b.underlay.Run(fmt.Sprintf("ip link set %s master seg%d", port, segment))
+	ns.Run(fmt.Sprintf("ip addr add %s/24 dev eth0", ep))
+	ns.Run(fmt.Sprintf("ip route add default via 192.168.10%d.1", segment))
+	return b.machine(ns, id, ep, changes...)
+}
+
+// machine is a host whose namespace and address are there.
+func (b *bed) machine(ns *netlab.NS, id fabric.ID, ep netip.Addr, changes ...func(config map[string]any)) *host {
+	name := strings.Split(string(id), "/")[1]
+	h := &host{NS: ns, bed: b, id: id, ep: ep}
 	var err error
 	if h.dir, err = os.MkdirTemp("", "nb-"); err != nil {
 		b.t.Fatal(err)
 	}
 	b.t.Cleanup(func() { _ = os.RemoveAll(h.dir) })
-	port := fmt.Sprintf("p%d", number)
-	netlab.Join(h.NS, "eth0", b.underlay, port)
-	b.underlay.Run(fmt.Sprintf("ip link set %s master seg%d", port, segment))
-	h.Run(fmt.Sprintf("ip addr add %s/24 dev eth0", h.ep))
-	h.Run(fmt.Sprintf("ip route add default via 192.168.10%d.1", segment))
 	h.config = filepath.Join(h.dir, "agent.yaml")
 	c := map[string]any{
 		"fabric": fabricName, "consul": map[string]any{"address": "192.168.101.1:8500"}, "nomad": map[string]any{"disabled": true},

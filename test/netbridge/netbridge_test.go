@@ -1,6 +1,7 @@
 package netbridge
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/hashicorp/consul/api"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,6 +27,7 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/agent"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/guard"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
 )
 
@@ -390,6 +393,25 @@ func (b *bed) settleAll() {
 // over nothing, and its pods go on.
 func fenced(t *testing.T, b *bed, pods []*pod) {
 	h := pods[0].host
+	restore := b.steal(t, h)
+	h.kill()
+	h.start()
+	h.until("a fence", func(st agent.Status) bool { return strings.Contains(st.Fenced, "nomad/thief") })
+	if _, err := h.tryPod(); err == nil || !strings.Contains(err.Error(), "no address is given") || !strings.Contains(err.Error(), "nomad/thief") {
+		t.Errorf("a pod on it: %v", err)
+	}
+	if seen, err := caller(pods[1].NS, pods[0].NS, pods[0].ip, 10); err != nil || seen != pods[1].ip {
+		t.Errorf("its pods: %s %v", seen, err)
+	}
+	restore()
+	h.settled()
+	h.pod()
+}
+
+// steal puts another's name on the host's block. What it returns puts the host's
+// back, if nobody has written over it meanwhile.
+func (b *bed) steal(t *testing.T, h *host) (restore func()) {
+	t.Helper()
 	st, err := h.status()
 	if err != nil {
 		t.Fatal(err)
@@ -404,23 +426,14 @@ func fenced(t *testing.T, b *bed, pods []*pod) {
 	if _, err := kv.Put(&api.KVPair{Key: key, Value: theft}, nil); err != nil {
 		t.Fatal(err)
 	}
-	h.kill()
-	h.start()
-	h.until("a fence", func(st agent.Status) bool { return strings.Contains(st.Fenced, "nomad/thief") })
-	if _, err := h.tryPod(); err == nil || !strings.Contains(err.Error(), "no address is given") || !strings.Contains(err.Error(), "nomad/thief") {
-		t.Errorf("a pod on it: %v", err)
+	return func() {
+		if now, _, err := kv.Get(key, nil); err != nil || string(now.Value) != string(theft) {
+			t.Errorf("the record was written over: %s %v", now.Value, err)
+		}
+		if _, err := kv.Put(&api.KVPair{Key: key, Value: mine.Value}, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if now, _, err := kv.Get(key, nil); err != nil || string(now.Value) != string(theft) {
-		t.Errorf("the record was written over: %s %v", now.Value, err)
-	}
-	if seen, err := caller(pods[1].NS, pods[0].NS, pods[0].ip, 10); err != nil || seen != pods[1].ip {
-		t.Errorf("its pods: %s %v", seen, err)
-	}
-	if _, err := kv.Put(&api.KVPair{Key: key, Value: mine.Value}, nil); err != nil {
-		t.Fatal(err)
-	}
-	h.settled()
-	h.pod()
 }
 
 // A client whose block fills up takes another before it is full, and pods of both
@@ -464,7 +477,23 @@ func (h *host) routes(to netip.Prefix) bool {
 	return found
 }
 
-// From a node's claim to its route on all hosts.
+// admits says whether the host takes the overlay's packets from there.
+func (h *host) admits(endpoint netip.Addr) bool {
+	found := false
+	_ = h.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		elements, err := c.GetSetElements(&nftables.Set{Name: "peers", Table: &nftables.Table{Name: guard.Table, Family: nftables.TableFamilyIPv4}})
+		found = slices.ContainsFunc(elements, func(e nftables.SetElement) bool { return bytes.Equal(e.Key, endpoint.AsSlice()) })
+		return err
+	})
+	return found
+}
+
+// From the beginning of a node's claim to its route on all hosts, and to where they
+// take its packets.
 func newHosts(t *testing.T, b *bed, _ []*pod) {
 	measure := func(from, n int) []time.Duration {
 		var took []time.Duration
@@ -475,7 +504,7 @@ func newHosts(t *testing.T, b *bed, _ []*pod) {
 			for _, h := range b.hosts {
 				go func() {
 					for time.Since(began) < 10*time.Second {
-						if h.routes(node.CIDRs[0]) {
+						if h.routes(node.CIDRs[0]) && h.admits(node.Endpoint) {
 							routes <- nil
 							return
 						}
@@ -494,8 +523,16 @@ func newHosts(t *testing.T, b *bed, _ []*pod) {
 		slices.Sort(took)
 		return took
 	}
+	tell := func(took []time.Duration, how string) {
+		p50, last := took[len(took)/2], took[len(took)-1]
+		t.Logf("a new node is routed on all hosts: p50 %s, max %s with %s", p50, last, how)
+		// The goals are half of it, on a machine that has nothing else to do.
+		if p50 > 300*time.Millisecond || last > time.Second {
+			t.Errorf("a new node takes p50 %s, max %s with %s", p50, last, how)
+		}
+	}
 	few := measure(10, 20)
-	t.Logf("a new node is routed on all hosts: p50 %s, max %s with few peers", few[len(few)/2], few[len(few)-1])
+	tell(few, "few peers")
 	for i := 100; i < 370; i++ {
 		b.claim(t, i)
 	}
@@ -503,7 +540,7 @@ func newHosts(t *testing.T, b *bed, _ []*pod) {
 		h.until("all peers", func(st agent.Status) bool { return len(st.Peers) == 2+20+270 && len(st.Drift) == 0 })
 	}
 	many := measure(400, 20)
-	t.Logf("with 300 peers: p50 %s, max %s", many[len(many)/2], many[len(many)-1])
+	tell(many, "300 peers")
 	for _, h := range b.hosts {
 		t.Logf("%s: %s", h.Name, memory(h.cmd.Process.Pid))
 	}
