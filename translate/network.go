@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,7 +27,8 @@ func (b *builder) noNetwork() bool { return b.row.NoNetwork || b.row.Driver == d
 func (b *builder) network() {
 	n := &api.NetworkResource{Mode: "host"}
 	if b.ownAddress() {
-		n.Mode = "bridge"
+		n.Mode = string(cmp.Or(b.in.Node.Network, NetworkBridge))
+		b.readyClients()
 	}
 	b.hostPorts(n)
 	n.DNS = b.dns()
@@ -34,6 +36,17 @@ func (b *builder) network() {
 		n.Hostname = b.hostname()
 	}
 	b.group.Networks = []*api.NetworkResource{n}
+}
+
+// readyClients has a pod of the pod network wait for a client that is in it. Nomad
+// looks for the network by itself, but a job that waits for one is not told when it
+// appears, and a client that gives no addresses any more still has it: both show in
+// metadata.
+func (b *builder) readyClients() {
+	if b.in.Node.Network != NetworkNetbridge {
+		return
+	}
+	b.job.Constraints = append(b.job.Constraints, &api.Constraint{LTarget: "${meta." + NetbridgeMeta + "}", Operand: "=", RTarget: NetbridgeReady})
 }
 
 // finishNetwork runs when it is known whether a container asks for the pod's
@@ -93,6 +106,9 @@ func (b *builder) hostPort(n *api.NetworkResource, taken map[int32]int32, p core
 		port.To = int(p.ContainerPort)
 	}
 	n.ReservedPorts = append(n.ReservedPorts, port)
+	if b.ownAddress() && b.in.Node.Network == NetworkNetbridge {
+		b.noteCommon(field+".hostPort", "is the client's only where its netbridge agent has cni.hostPorts")
+	}
 }
 
 // dns follows the kubelet's DNS policies (pkg/kubelet/network/dns). nil
@@ -131,10 +147,37 @@ func (b *builder) dns() *api.DNSConfig {
 		d.Searches = unique(append(d.Searches, c.Searches...))
 		d.Options = mergeOptions(d.Options, c.Options)
 	}
+	b.dnsLimits(d)
 	if len(d.Servers)+len(d.Searches)+len(d.Options) == 0 {
 		return nil
 	}
 	return d
+}
+
+// What the kubelet writes at most (pkg/apis/core/validation): resolvers take no more.
+const (
+	maxNameservers     = 3
+	maxSearchPaths     = 32
+	maxSearchListChars = 2048
+)
+
+// dnsLimits leaves out what the kubelet does (pkg/kubelet/network/dns,
+// formDNSSearchFitsLimits and formDNSNameserversFitsLimits), and tells of it.
+func (b *builder) dnsLimits(d *api.DNSConfig) {
+	if len(d.Servers) > maxNameservers {
+		d.Servers = d.Servers[:maxNameservers]
+		b.note("spec.dnsConfig.nameservers", "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: %s",
+			strings.Join(d.Servers, " "))
+	}
+	n := min(len(d.Searches), maxSearchPaths)
+	for len(strings.Join(d.Searches[:n], " ")) > maxSearchListChars {
+		n--
+	}
+	if n < len(d.Searches) {
+		d.Searches = d.Searches[:n]
+		b.note("spec.dnsConfig.searches", "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: %s",
+			strings.Join(d.Searches, " "))
+	}
 }
 
 func unique(in []string) []string {

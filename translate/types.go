@@ -48,6 +48,19 @@ const (
 	NetworkBridge NetworkMode = "bridge"
 	// NetworkHost gives pods their client's network namespace.
 	NetworkHost NetworkMode = "host"
+	// NetworkNetbridge is the pod network of docs/networking.md: an address that the
+	// cluster and all clients reach.
+	NetworkNetbridge NetworkMode = "cni/netbridge"
+)
+
+// CNI says that pods join a network of the clients' cni_config_dir, and which.
+func (m NetworkMode) CNI() (name string, ok bool) { return strings.CutPrefix(string(m), "cni/") }
+
+// NetbridgeMeta is the metadata of clients that give addresses of the pod network;
+// its agent keeps it there, as NetbridgeReady.
+const (
+	NetbridgeMeta  = "netbridge"
+	NetbridgeReady = "ready"
 )
 
 // HostAccess lists what pods of a virtual node may take from the Nomad client

@@ -95,12 +95,14 @@ type Kubelet struct {
 // VirtualNode is one Node, backed by one Nomad node pool (or some of its
 // datacenters) in one region and one Nomad namespace.
 type VirtualNode struct {
-	Name        string                `json:"name"`
-	NodePool    string                `json:"nodePool,omitempty"`
-	Datacenters []string              `json:"datacenters,omitempty"`
-	Namespace   string                `json:"namespace,omitempty"`
-	Network     translate.NetworkMode `json:"network,omitempty"`
-	Labels      map[string]string     `json:"labels,omitempty"`
+	Name        string   `json:"name"`
+	NodePool    string   `json:"nodePool,omitempty"`
+	Datacenters []string `json:"datacenters,omitempty"`
+	Namespace   string   `json:"namespace,omitempty"`
+	// Network is bridge, host, or cni/NAME; cni/netbridge is the pod network of
+	// docs/networking.md.
+	Network translate.NetworkMode `json:"network,omitempty"`
+	Labels  map[string]string     `json:"labels,omitempty"`
 	// Taints replaces the default taint nomad-kubelet.io/provider=nomad:NoSchedule;
 	// an empty list leaves the node untainted.
 	Taints *[]corev1.Taint `json:"taints,omitempty"`
@@ -260,8 +262,8 @@ func (c *Config) Validate() error {
 			bad("%s.name: %q is used twice", at, n.Name)
 		}
 		seen[n.Name] = true
-		if n.Network != translate.NetworkBridge && n.Network != translate.NetworkHost {
-			bad("%s.network: %q is neither bridge nor host", at, n.Network)
+		if name, cni := n.Network.CNI(); name == "" && cni || !cni && n.Network != translate.NetworkBridge && n.Network != translate.NetworkHost {
+			bad("%s.network: %q is none of bridge, host, and cni/ with the name of a network", at, n.Network)
 		}
 		n.validateNumbers(at, bad)
 		n.validateTaints(at, bad)

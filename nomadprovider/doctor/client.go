@@ -17,6 +17,7 @@ func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
 	where := "client " + c.node.Name
 	d.drivers(r, where, c)
 	d.cni(r, where, c)
+	d.podNetwork(r, where, c)
 	d.compute(r, where, c.node)
 	self, err := d.agent(ctx, c.node)
 	if err != nil {
@@ -88,23 +89,45 @@ func (d *Doctor) drivers(r *Report, where string, c poolClient) {
 // cniPlugins are what Nomad's bridge network runs (client/allocrunner/networking_bridge_linux.go).
 var cniPlugins = []string{"bridge", "firewall", "host-local", "loopback", "portmap"}
 
+// ownCNIPlugins are what a network of the operator's has at least; netbridge's
+// configuration names these.
+var ownCNIPlugins = []string{"bridge", "loopback"}
+
 func (d *Doctor) cni(r *Report, where string, c poolClient) {
 	if !networked(c.vn) {
 		return
 	}
 	var missing []string
-	for _, p := range cniPlugins {
+	plugins := cniPlugins
+	if _, own := c.vn.Network.CNI(); own {
+		plugins = ownCNIPlugins
+	}
+	for _, p := range plugins {
 		if c.node.Attributes["plugins.cni.version."+p] == "" {
 			missing = append(missing, p)
 		}
 	}
 	if len(missing) == 0 {
-		r.ok(where, "CNI plugins", strings.Join(cniPlugins, ", "))
+		r.ok(where, "CNI plugins", strings.Join(plugins, ", "))
 		return
 	}
 	r.add(Check{Where: where, What: "CNI plugins", Result: Fail, Found: "missing: " + strings.Join(missing, ", "),
 		Breaks: "no pod with a network of its own is placed on this client",
 		Remedy: "apt-get install containernetworking-plugins, and client { cni_path = \"/usr/lib/cni\" }, then restart Nomad"})
+}
+
+// podNetwork tells whether the client takes pods of the pod network.
+func (d *Doctor) podNetwork(r *Report, where string, c poolClient) {
+	const what = "pod network"
+	switch {
+	case c.vn.Network != translate.NetworkNetbridge:
+	case c.node.Meta[translate.NetbridgeMeta] == translate.NetbridgeReady:
+		r.ok(where, what, "netbridge's agent says that it is ready")
+	default:
+		r.add(Check{Where: where, What: what, Result: Fail, Found: "netbridge's agent does not say that it is ready",
+			Breaks: "no pod is placed on this client",
+			Remedy: "start netbridge agent there, with a Nomad token that may write nodes; netbridge status; send the Nomad agent one SIGHUP"})
+	}
 }
 
 // compute tells how Nomad's MHz relate to cores.

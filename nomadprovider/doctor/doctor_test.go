@@ -22,6 +22,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node/nomadtest"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 func testConfig(change func(*config.VirtualNode)) *config.Config {
@@ -193,6 +194,20 @@ func TestClientFaults(t *testing.T) {
 			a["/v1/node/1"] = c
 			expect(t, run(t, a, testConfig(nil)), tc.what, tc.result, tc.in)
 		})
+	}
+}
+
+func TestPodNetwork(t *testing.T) {
+	config := testConfig(nil)
+	config.VirtualNodes[0].Network = translate.NetworkNetbridge
+	for mark, want := range map[string]Result{translate.NetbridgeReady: OK, "": Fail} {
+		a, c := healthyAnswers(), testClient()
+		c["Meta"] = map[string]any{translate.NetbridgeMeta: mark}
+		delete(c["Attributes"].(map[string]any), "plugins.cni.version.portmap")
+		a["/v1/node/1"] = c
+		r := run(t, a, config)
+		expect(t, r, "pod network", want, "ready")
+		expect(t, r, "CNI plugins", OK, "bridge, loopback")
 	}
 }
 

@@ -40,7 +40,7 @@ func labels(name, pool, region string, network translate.NetworkMode, sum poolSu
 		corev1.LabelArchStable:            arch,
 		"kubernetes.io/role":              "agent",
 		translate.Domain + "/node-pool":   pool,
-		translate.Domain + "/network":     string(network),
+		translate.Domain + "/network":     strings.ReplaceAll(string(network), "/", "-"), // no slash in a label's value
 		corev1.LabelNodeExcludeBalancers:  "true",
 		translate.Domain + "/region":      region,
 		corev1.LabelTopologyRegion:        region,

@@ -126,11 +126,11 @@ func TestKubeletVersion(t *testing.T) {
 }
 
 func TestLabels(t *testing.T) {
-	l := labels("burst", "gpu", "eu", "bridge", poolSummary{arch: "arm64"}, map[string]string{"zone": "a", "type": "no", corev1.LabelTopologyRegion: "mine"})
+	l := labels("burst", "gpu", "eu", "cni/netbridge", poolSummary{arch: "arm64"}, map[string]string{"zone": "a", "type": "no", corev1.LabelTopologyRegion: "mine"})
 	for k, want := range map[string]string{
 		"type": "virtual-kubelet", corev1.LabelHostname: "burst", corev1.LabelArchStable: "arm64", corev1.LabelOSStable: "linux",
 		"nomad-kubelet.io/node-pool": "gpu", "nomad-kubelet.io/region": "eu", "zone": "a", corev1.LabelTopologyRegion: "mine",
-		corev1.LabelNodeExcludeBalancers: "true",
+		corev1.LabelNodeExcludeBalancers: "true", "nomad-kubelet.io/network": "cni-netbridge",
 	} {
 		if l[k] != want {
 			t.Errorf("%s = %q, want %q", k, l[k], want)
