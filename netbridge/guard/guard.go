@@ -165,11 +165,13 @@ func (g *Guard) Drift(ctx context.Context) ([]string, error) {
 		return []string{"write nftables table " + Table + ", which somebody has changed"}, nil
 	}
 	var out []string
+	before := g.last.Load().rules.peers()
 	have, err := admitted()
 	if err != nil {
 		return nil, err
 	}
-	if !maps.Equal(have, last.rules.peers()) {
+	// Ensure may have let somebody in meanwhile.
+	if !maps.Equal(have, before) && !maps.Equal(have, g.last.Load().rules.peers()) {
 		out = append(out, "fill set "+peerSet+" of nftables table "+Table+", which somebody has changed")
 	}
 	_, rules, err := refused(last.rules)
