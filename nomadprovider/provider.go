@@ -93,9 +93,10 @@ func (p *Provider) lead(ctx context.Context) error {
 			Node: vn.Name, Config: p.Config.Kubelet, NodeIP: p.NodeIP, Port: p.Config.Kubelet.Port + i,
 			Kube: p.Kube, Nomad: p.Nomad, Exec: exec, Namespace: vn.Namespace, Pods: finder{ctrl, vn.Name},
 			List: func() []*corev1.Pod { return ctrl.Pods(vn.Name) }, Runtimes: vn.Runtimes,
-			Stats:   used,
-			Metrics: kubelet.Metrics{Resource: used.Resource(), CAdvisor: used.CAdvisor(), Probes: ctrl.ProbeMetrics(vn.Name)},
-			Log:     p.Log.Named("kubelet"),
+			PodNetwork: vn.Network == translate.NetworkNetbridge,
+			Stats:      used,
+			Metrics:    kubelet.Metrics{Resource: used.Resource(), CAdvisor: used.CAdvisor(), Probes: ctrl.ProbeMetrics(vn.Name)},
+			Log:        p.Log.Named("kubelet"),
 		})
 		if err != nil {
 			return err

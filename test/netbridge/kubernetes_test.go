@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -115,6 +116,7 @@ func TestPodsOfKubernetes(t *testing.T) {
 		t.Errorf("the cluster's pod is called by %s, not %s", seen, one)
 	}
 	names.check(t, c, b)
+	forwards(t, c, "first")
 	for _, name := range []string{"first", "second"} {
 		if err := kube.CoreV1().Pods("default").Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(1))}); err != nil {
 			t.Fatal(err)
@@ -208,6 +210,47 @@ printf '#!/bin/sh\necho\necho $REMOTE_ADDR\n' > who && chmod +x who && exec http
 		t.Fatal(err)
 	}
 	return name
+}
+
+// forwards makes sure that a port-forward goes to the pod's own address, and no
+// longer at the pace of Nomad's exec API, which is 6 MB a second.
+func forwards(t *testing.T, c *devcluster.Cluster, name string) {
+	t.Helper()
+	const size = 64 << 20
+	kubectl(t, c, "exec", name, "--", "dd", "if=/dev/zero", "of=/tmp/www/data", "bs=1M", fmt.Sprintf("count=%d", size>>20))
+	cmd := exec.CommandContext(t.Context(), "kubectl", "--kubeconfig", c.KubeconfigFile(), "port-forward", "--address=127.0.0.1", name, ":8080")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+	}()
+	var port int
+	if _, err := fmt.Fscanf(out, "Forwarding from 127.0.0.1:%d -> 8080\n", &port); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", port))
+	}
+	seen := strings.TrimSpace(get(dial, "http://pod"+who))
+	if ip, err := netip.ParseAddr(seen); err != nil || ip.IsLoopback() {
+		t.Errorf("a forwarded connection comes to the pod from %q", seen)
+	}
+	began := time.Now()
+	if got := len(get(dial, "http://pod/data")); got != size {
+		t.Errorf("%d bytes of %d came", got, size)
+	}
+	rate := float64(size) / 1e6 / time.Since(began).Seconds()
+	t.Logf("port-forward carries %.0f MB/s", rate)
+	if rate < 10 {
+		t.Errorf("port-forward carries only %.0f MB/s", rate)
+	}
 }
 
 func podNow(t *testing.T, kube *kubernetes.Clientset, name string) *corev1.Pod {
