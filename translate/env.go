@@ -46,6 +46,12 @@ func (e *environment) reference(name string) (text, bool) {
 // kubelet's makeEnvironmentVariables (pkg/kubelet/kubelet_pods.go) and hands
 // them to the task.
 func (b *builder) environment(c *container) {
+	b.variables(c)
+	b.deliverEnv(c, c.env)
+}
+
+// variables computes them.
+func (b *builder) variables(c *container) {
 	e := &environment{values: map[string]text{}, services: b.serviceEnv()}
 	c.env = e
 	for i := range c.EnvFrom {
@@ -58,7 +64,7 @@ func (b *builder) environment(c *container) {
 		if !ok {
 			continue
 		}
-		if reason := unfitName(v.Name); reason != "" {
+		if reason := b.unfitName(v.Name); reason != "" {
 			// Plain values do not pass through the template.
 			value = b.quote(value)
 			if _, plain := value.plainEnv(); !plain || !anyName.MatchString(v.Name) {
@@ -68,7 +74,15 @@ func (b *builder) environment(c *container) {
 		}
 		e.values[v.Name] = value
 	}
-	b.deliverEnv(c, e)
+}
+
+// envItems takes the values of variables: the job's Variable, or for a VM what is
+// handed to the companion.
+func (b *builder) envItems() *items {
+	if b.row.Driver == driverQemu {
+		return &b.fileItems
+	}
+	return &b.items
 }
 
 func (b *builder) envValue(c *container, e *environment, v *corev1.EnvVar, field string) (text, bool) {
@@ -98,13 +112,13 @@ func (b *builder) envValue(c *container, e *environment, v *corev1.EnvVar, field
 		if !b.hasKey(kindConfigMap, r.Name, r.Key, isTrue(r.Optional)) {
 			return nil, false
 		}
-		return text{{item: b.items.add(Item{ConfigMap: &KeyRef{r.Name, r.Key}, Optional: isTrue(r.Optional)})}}, true
+		return text{{item: b.envItems().add(Item{ConfigMap: &KeyRef{r.Name, r.Key}, Optional: isTrue(r.Optional)})}}, true
 	case from.SecretKeyRef != nil:
 		r := from.SecretKeyRef
 		if !b.hasKey(kindSecret, r.Name, r.Key, isTrue(r.Optional)) {
 			return nil, false
 		}
-		return text{{item: b.items.add(Item{Secret: &KeyRef{r.Name, r.Key}, Optional: isTrue(r.Optional)})}}, true
+		return text{{item: b.envItems().add(Item{Secret: &KeyRef{r.Name, r.Key}, Optional: isTrue(r.Optional)})}}, true
 	case from.FileKeyRef != nil:
 		b.refuse(field+".valueFrom.fileKeyRef", "variables from files of a volume are not there yet")
 		return nil, false
@@ -136,13 +150,13 @@ func (b *builder) envFrom(c *container, e *environment, from *corev1.EnvFromSour
 		}
 		variable := from.Prefix + key
 		it := kind.item(name, key, true)
-		if reason := unfitName(variable); reason != "" {
+		if reason := b.unfitName(variable); reason != "" {
 			if it.Quoted = anyName.MatchString(variable); !it.Quoted {
 				b.note(c.path+".envFrom", "%s %q: variable %q is left out: %s", kind, name, variable, reason)
 				continue
 			}
 		}
-		e.values[variable] = text{{item: b.items.add(it), quoted: it.Quoted}}
+		e.values[variable] = text{{item: b.envItems().add(it), quoted: it.Quoted}}
 	}
 }
 
@@ -173,7 +187,10 @@ var anyName = regexp.MustCompile(`^[ -<>-~]+$`)
 var nomadPrefixes = []string{"NOMAD_ADDR_", "NOMAD_IP_", "NOMAD_PORT_", "NOMAD_HOST_PORT_", "NOMAD_META_"}
 
 // unfitName tells why a task cannot have a variable of that name, "" if it can.
-func unfitName(name string) string {
+func (b *builder) unfitName(name string) string {
+	if b.row.Driver == driverQemu && anyName.MatchString(name) {
+		return "" // it does not pass through Nomad
+	}
 	if !fitName.MatchString(name) {
 		return "Nomad takes letters, digits, '_', '.' and '/' in the names of variables from Secrets, ConfigMaps and the like, a letter or '_' first"
 	}

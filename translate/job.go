@@ -33,6 +33,7 @@ type builder struct {
 	// wait for what it writes into their volumes.
 	companion, writesFiles bool
 	machine                machine
+	guest                  guest
 	// memoryVolumesMB is the size of the pod's volumes in memory.
 	memoryVolumesMB int64
 	// podIP is the pod's address for a job that joins a pod that runs.

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"math"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +18,27 @@ type Probed struct {
 // network where the pod has a companion, which can do it.
 func ProbeRuns(p *corev1.Probe, companion bool) bool {
 	return p != nil && (p.Exec != nil || companion)
+}
+
+// vmReady are the commands whose success says that a VM has started.
+var vmReady = map[string][]string{
+	"agent":      {"true"},
+	"cloud-init": {"cloud-init", "status", "--wait"},
+}
+
+// WithReadiness is a container of a pod with the startup probe that
+// [AnnotationVMReady] stands for, which has no end of patience.
+func WithReadiness(pod *corev1.Pod, c *corev1.Container) *corev1.Container {
+	command := vmReady[pod.Annotations[AnnotationVMReady]]
+	if command == nil || pod.Spec.RuntimeClassName == nil || c.StartupProbe != nil {
+		return c
+	}
+	out := c.DeepCopy()
+	out.StartupProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: command}},
+		PeriodSeconds: 2, TimeoutSeconds: 600, FailureThreshold: math.MaxInt32,
+	}
+	return out
 }
 
 // ProbeCommand is the command of an exec probe, with $(NAME) expanded from what

@@ -57,6 +57,8 @@ const (
 // machine is what a VM's task and its companion's share.
 type machine struct {
 	disks []Disk
+	// hostIP says that the companion is to know the client's address.
+	hostIP bool
 	// mounts and artifacts are the companion's.
 	mounts    []map[string]any
 	artifacts []*api.TaskArtifact
@@ -71,18 +73,23 @@ func (b *builder) vm(c *container) {
 		b.refuse("spec.runtimeClassName", "a VM pod needs the companion: set virtualNodes[].companionImage")
 	}
 	b.vmRefusals(c)
-	cpus := max(1, min(int64(math.Ceil(float64(milliCPU(c.Container))/1000)), 255))
 	args := []string{
 		// qemu takes the last -m; the driver's own is the task's memory.
 		"-m", strconv.Itoa(b.memory(c.Container).reserve),
-		"-smp", fmt.Sprintf("%[1]d,sockets=1,cores=%[1]d,threads=1", cpus),
+		"-smp", b.vmCPUs(c),
 		// A guest that crashes ends as a container does, with a code that is no success.
 		"-device", "pvpanic", "-action", "panic=exit-failure",
 		// With this a VM that has to be killed says so in its exit code.
 		"-device", "isa-debug-exit",
 	}
+	b.variables(c)
+	b.vmMounts(c)
 	args = append(args, b.vmConsole()...)
+	if b.guest.command = len(c.Command)+len(c.Args) > 0; b.guest.command {
+		args = append(args, vmCommand()...)
+	}
 	args = append(args, b.vmDisks(c)...)
+	args = append(args, b.vmFirmware()...)
 	args = append(args, b.vmKernel(c)...)
 	args = append(args, b.vmNetwork(c)...)
 	c.config["accelerator"] = "tcg"
@@ -90,6 +97,31 @@ func (b *builder) vm(c *container) {
 	c.config["graceful_shutdown"] = true
 	c.config["guest_agent"] = true
 	c.config["args"] = escapeAll(args)
+}
+
+// vmCPUs are as many as requested, rounded up: cores of one socket, or as asked for.
+func (b *builder) vmCPUs(c *container) string {
+	cpus := max(1, min(int64(math.Ceil(float64(milliCPU(c.Container))/1000)), 255))
+	asked, given := b.pod.Annotations[AnnotationVMCPUTopology]
+	if !given {
+		return fmt.Sprintf("%[1]d,sockets=1,cores=%[1]d,threads=1", cpus)
+	}
+	field := "metadata.annotations[" + AnnotationVMCPUTopology + "]"
+	product := int64(1)
+	parts := strings.Split(asked, ",")
+	for i, p := range parts {
+		n, err := strconv.ParseUint(strings.TrimSpace(p), 10, 8)
+		if err != nil || n == 0 || len(parts) != 3 {
+			b.refuse(field, "%q is not sockets,cores,threads", asked)
+			return ""
+		}
+		product *= int64(n)
+		parts[i] = strconv.FormatUint(n, 10)
+	}
+	if product != cpus {
+		b.refuse(field, "%q comes to %d CPUs, and the container's request to %d", asked, product, cpus)
+	}
+	return fmt.Sprintf("%d,sockets=%s,cores=%s,threads=%s", cpus, parts[0], parts[1], parts[2])
 }
 
 // vmConsole gives the guest a serial console that is the task's log from its
@@ -114,7 +146,13 @@ func (b *builder) vmCompanion(t *api.Task) {
 	t.Lifecycle = nil
 	t.KillTimeout = vm.KillTimeout
 	t.Artifacts = b.machine.artifacts
-	t.Config["args"] = []string{"vm", VMMonitor}
+	t.Config["args"] = []string{"vm", VMMonitor, VMPodDisk, VMAgent}
+	if b.guest.command {
+		t.Config["args"] = append(t.Config["args"].([]string), vmDirectory+"/"+vmExitPort, vmDirectory+"/"+VMExit, vmDirectory+"/"+vmEnd)
+	}
+	if b.machine.hostIP {
+		t.Env = map[string]string{vmHostIP: "${" + runHostIP + "}"}
+	}
 	t.Config["volumes"] = []string{"../" + vm.Name + ":" + vmDirectory}
 	if len(b.machine.mounts) > 0 {
 		t.Config["mount"] = b.machine.mounts
@@ -157,11 +195,6 @@ func (b *builder) vmRefusals(c *container) {
 		set  bool
 		name string
 	}{
-		{len(c.Command) > 0, "command"},
-		{len(c.Args) > 0, "args"},
-		{c.WorkingDir != "", "workingDir"},
-		{len(c.EnvFrom) > 0, "envFrom"},
-		{len(c.Env) > 0, "env"},
 		{len(c.VolumeDevices) > 0, "volumeDevices"},
 		// It would be run before the guest has booted.
 		{c.Lifecycle != nil && c.Lifecycle.PostStart != nil, "lifecycle.postStart"},
@@ -172,11 +205,6 @@ func (b *builder) vmRefusals(c *container) {
 			b.refuse(c.path+"."+f.name, "is not there yet for VM pods")
 		}
 	}
-	for _, m := range c.VolumeMounts {
-		if !b.isServiceAccountVolume(m.Name) {
-			b.refuse(c.path+".volumeMounts["+m.MountPath+"]", "is not there yet for VM pods")
-		}
-	}
 	if s := b.pod.Spec.SecurityContext; s != nil && (s.RunAsUser != nil || s.RunAsGroup != nil || s.FSGroup != nil ||
 		len(s.SupplementalGroups) > 0 || len(s.Sysctls) > 0 || s.SeccompProfile != nil || s.AppArmorProfile != nil || s.SELinuxOptions != nil) {
 		b.refuse("spec.securityContext", "is not there yet for VM pods")
@@ -184,18 +212,21 @@ func (b *builder) vmRefusals(c *container) {
 	if len(b.pod.Spec.HostAliases) > 0 {
 		b.refuse("spec.hostAliases", "is not there yet for VM pods")
 	}
+	if c.WorkingDir != "" && len(c.Command)+len(c.Args) == 0 {
+		b.refuse(c.path+".workingDir", "is the command's: give one in command or args")
+	}
+	if when, given := b.pod.Annotations[AnnotationVMReady]; given {
+		field := "metadata.annotations[" + AnnotationVMReady + "]"
+		if vmReady[when] == nil {
+			b.refuse(field, "%q is neither agent nor cloud-init", when)
+		}
+		if c.StartupProbe != nil {
+			b.refuse(field, "is given beside a startup probe")
+		}
+	}
 	for _, name := range sortedKeys(b.pod.Annotations) {
 		if strings.HasPrefix(name, annotationVM) && !vmAnnotations[name] {
 			b.refuse("metadata.annotations["+name+"]", "is not known: a VM has no live migration, snapshots or devices that come and go")
 		}
 	}
-}
-
-// vmVolume passes over the volume that admission adds to every pod.
-func (b *builder) vmVolume(v *volume) {
-	if b.isServiceAccountVolume(v.Name) {
-		b.note(v.field, "is left out: a VM has no volumes yet")
-		return
-	}
-	b.refuse(v.field, "volumes are not there yet for VM pods")
 }

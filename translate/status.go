@@ -60,6 +60,8 @@ type Addresses struct {
 type Message struct {
 	End  int64 // nanoseconds, of Nomad's Terminated event
 	Text string
+	// Code is the exit code where it is not the event's: of a VM's command.
+	Code *int32
 }
 
 const (
@@ -318,12 +320,12 @@ func keepTermination(st *corev1.ContainerStatus, prev corev1.ContainerStatus) {
 	}
 }
 
-// keepMessage keeps the message that was told of the same end: it is read but
-// once.
+// keepMessage keeps the message that was told of the same end, and the code of a
+// VM's command: they are read but once.
 func keepMessage(t *corev1.ContainerStateTerminated, prev corev1.ContainerStatus) {
 	for _, was := range []*corev1.ContainerStateTerminated{prev.State.Terminated, prev.LastTerminationState.Terminated} {
 		if t.Message == "" && was != nil && was.FinishedAt.Equal(&t.FinishedAt) && was.ContainerID == t.ContainerID {
-			t.Message = was.Message
+			t.Message, t.ExitCode = was.Message, was.ExitCode
 		}
 	}
 }

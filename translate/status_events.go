@@ -91,6 +91,9 @@ func (v *view) terminationBy(c *corev1.Container, ts *api.TaskState, e *api.Task
 	}
 	if m := v.facts.Messages[TaskName(c.Name)]; m.End == e.Time {
 		t.Message = m.Text
+		if m.Code != nil {
+			t.ExitCode = *m.Code
+		}
 	}
 	switch {
 	case e.Details["oom_killed"] == "true":
@@ -118,6 +121,19 @@ func ExitCode(e *api.TaskEvent) int32 {
 		return int32(n)
 	}
 	return int32(e.ExitCode)
+}
+
+// VMEnd reads what a VM has written to [VMExit]. code is nil unless the VM, which
+// ended with exit, has ended as its command did: qemu makes a code odd, and a guest
+// that cannot shut down in order crashes, which is code 1.
+func VMEnd(exit int32, told string) (code *int32, message string) {
+	line, message, whole := strings.Cut(told, "\n")
+	n, err := strconv.ParseUint(strings.TrimSpace(line), 10, 8)
+	c := int32(n)
+	if !whole || err != nil || exit != 0 && c == 0 || exit != c && exit != c|1 && exit != 1 {
+		return nil, ""
+	}
+	return &c, message
 }
 
 func metaTime(t time.Time) metav1.Time {

@@ -266,8 +266,35 @@ type Disk struct {
 	SizeMB int64
 	// Label is the name of the file system (ISO 9660) that Files lie on.
 	Label string
-	Files []VolumeFile
+	// Archive is set for a disk that is an archive (tar) of Files and Program, and
+	// is kept current.
+	Archive bool
+	Files   []VolumeFile
+	Program *Program
 }
+
+// Program is a container's process, in a VM: its environment, and the words of its
+// command, none for what the VM itself starts.
+type Program struct {
+	Env   []Variable
+	Words []Value
+	// Dir is the command's working directory, and Message the file of its
+	// termination message.
+	Dir, Message string
+}
+
+// Variable is one of the environment.
+type Variable struct {
+	Name  string
+	Value Value
+}
+
+// Value is put together from parts.
+type Value []Part
+
+// Part of a value: Text, or an item's value, or a variable in the companion's
+// environment.
+type Part struct{ Text, Item, Run string }
 
 // Dir is a directory for the containers to write in.
 type Dir struct {

@@ -31,14 +31,17 @@ func (b *builder) vmDisks(c *container) []string {
 	root := Disk{Path: vmDirectory + "/" + vmRootDisk, SizeMB: b.vmRootSize(c)}
 	b.vmImage(c, &root)
 	seed := b.vmSeed()
-	b.machine.disks = []Disk{root, seed}
+	b.machine.disks = append([]Disk{root, seed, b.vmPod(c)}, b.guest.disks...)
 	c.config["image_path"] = vmRootDisk
 	c.config["drive_interface"] = "none"
-	return []string{
+	args := []string{
 		"-device", "virtio-blk-pci,drive=image0,serial=root,bootindex=1",
 		"-drive", "file=../" + CompanionTask + seed.Path + ",if=none,id=seed,format=raw,readonly=on",
 		"-device", "virtio-blk-pci,drive=seed,serial=seed",
+		"-drive", "file=../" + CompanionTask + VMPodDisk + ",if=none,id=pod,format=raw,readonly=on",
+		"-device", "virtio-blk-pci,drive=pod,serial=" + vmPodSerial,
 	}
+	return append(args, b.guest.args...)
 }
 
 // vmRootSize is what the container may, or else wants to, store: 0 for the
@@ -96,6 +99,16 @@ func (b *builder) vmPath(field, file, not string) bool {
 		return true
 	}
 	return false
+}
+
+// vmFirmware has the VM boot by UEFI. What the guest stores in its variables is
+// not kept: it is booted from \EFI\BOOT, or from a kernel.
+func (b *builder) vmFirmware() []string {
+	file, given := b.pod.Annotations[AnnotationVMFirmware]
+	if !given || !b.vmPath("metadata.annotations["+AnnotationVMFirmware+"]", file, "not an absolute path of a file on the Nomad client") {
+		return nil
+	}
+	return []string{"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + path.Clean(file)}
 }
 
 // vmKernel boots a kernel that the client holds in the place of what the disk

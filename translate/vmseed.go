@@ -28,11 +28,21 @@ const (
 	AnnotationVMKernel  = annotationVM + "kernel"
 	AnnotationVMInitrd  = annotationVM + "initrd"
 	AnnotationVMCmdline = annotationVM + "cmdline"
+	// AnnotationVMFirmware is a file of the Nomad client with the UEFI firmware
+	// (OVMF) that boots the VM in the place of the BIOS.
+	AnnotationVMFirmware = annotationVM + "firmware"
+	// AnnotationVMReady says when a VM has started: when its guest agent answers
+	// (agent), or when cloud-init is done (cloud-init).
+	AnnotationVMReady = annotationVM + "ready"
+	// AnnotationVMCPUTopology is how the VM's CPUs are arranged:
+	// sockets,cores,threads.
+	AnnotationVMCPUTopology = annotationVM + "cpu-topology"
 )
 
 var vmAnnotations = map[string]bool{
 	AnnotationVMUserData: true, AnnotationVMUserDataFrom: true, AnnotationVMNetworkConfig: true, AnnotationVMSSHKeys: true,
-	AnnotationVMKernel: true, AnnotationVMInitrd: true, AnnotationVMCmdline: true,
+	AnnotationVMKernel: true, AnnotationVMInitrd: true, AnnotationVMCmdline: true, AnnotationVMFirmware: true,
+	AnnotationVMReady: true, AnnotationVMCPUTopology: true,
 }
 
 // The files of cloud-init's NoCloud data source.

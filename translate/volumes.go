@@ -226,7 +226,19 @@ func (b *builder) projectedVolume(v *volume) {
 	if v.companion = b.writesFiles && written(v.Volume); v.companion {
 		v.items = &b.fileItems
 	}
-	secret := false
+	dir := "local/vol/"
+	if b.projectedFiles(v) {
+		dir = "secrets/vol/"
+	}
+	v.source = dir + v.Name
+	if v.companion {
+		v.at, v.source = "/"+v.source, "../"+CompanionTask+"/"+v.source
+	}
+}
+
+// projectedFiles lists them; secret is true when one of them must not be readable
+// through Nomad's file system API.
+func (b *builder) projectedFiles(v *volume) (secret bool) {
 	switch s := &v.VolumeSource; {
 	case s.ConfigMap != nil:
 		p := &corev1.ConfigMapProjection{LocalObjectReference: s.ConfigMap.LocalObjectReference, Items: s.ConfigMap.Items, Optional: s.ConfigMap.Optional}
@@ -239,14 +251,6 @@ func (b *builder) projectedVolume(v *volume) {
 	case s.Projected != nil:
 		secret = b.sources(v, s.Projected)
 	}
-	dir := "local/vol/"
-	if secret {
-		dir = "secrets/vol/"
-	}
-	v.source = dir + v.Name
-	if v.companion {
-		v.at, v.source = "/"+v.source, "../"+CompanionTask+"/"+v.source
-	}
 	// Later sources win over earlier ones at the same path.
 	byPath := map[string]file{}
 	for _, f := range v.files {
@@ -256,6 +260,7 @@ func (b *builder) projectedVolume(v *volume) {
 	for _, p := range sortedKeys(byPath) {
 		v.files = append(v.files, byPath[p])
 	}
+	return secret
 }
 
 // sources adds the files of a projected volume; secret is true when one of

@@ -31,15 +31,21 @@ const usage = `usage: companion COMMAND
   docker-proxy LISTEN ENGINE
                    stand between Nomad and the Docker engine on the socket
                    ENGINE, and mend what the docker driver gets wrong by haste
-  vm MONITOR       on SIGTERM, press the power button of the VM whose qemu monitor
-                   is on the socket MONITOR, and wait until it is off; other
-                   commands are run beside it
+  vm MONITOR DISK AGENT [PORT FILE CONTROL]
+                   on SIGTERM, press the power button of the VM whose qemu monitor
+                   is on the socket MONITOR, and wait until it is off; until then,
+                   hand the archive DISK to the guest that was not there to take
+                   it, by its agent on the socket AGENT, and have the VM end with
+                   the code that its command tells on the serial port PORT, of
+                   which FILE is the log, by the qemu monitor (QMP) CONTROL;
+                   other commands are run beside it
   vm-press MONITOR press the power button
   vm-cut MONITOR   end the VM at once
-  vm-exec AGENT SIGN COMMAND...
-  vm-check AGENT SIGN COMMAND...
+  vm-exec AGENT DISK SIGN COMMAND...
+  vm-check AGENT DISK SIGN COMMAND...
                    say SIGN, wait for a line, and run COMMAND by the guest agent
-                   on the socket AGENT: with the input that follows, or as a probe
+                   on the socket AGENT, in the environment of the archive DISK:
+                   with the input that follows, or as a probe
   vm-console CONSOLE SIGN
                    the same with the serial console on the socket CONSOLE
 `
@@ -61,18 +67,24 @@ func main() {
 		err = forward.Serve(stop, stdio{os.Stdin, os.Stdout}, forward.Local)
 	case len(args) == 3 && args[0] == "docker-proxy":
 		err = dockerproxy.Serve(stop, args[1], args[2], hclog.Default())
-	case len(args) == 2 && args[0] == "vm":
+	case (len(args) == 4 || len(args) == 7) && args[0] == "vm":
+		told := make(chan os.Signal, 1)
+		signal.Notify(told, syscall.SIGUSR1)
+		go companion.KeepUp(stop, told, args[2], args[3])
+		if len(args) == 7 {
+			go companion.Ends(context.Background(), companion.Exit{Port: args[4], File: args[5], Monitor: args[6]})
+		}
 		err = companion.PowerButton(context.Background(), stop.Done(), args[1])
 	case len(args) == 2 && args[0] == "vm-press":
 		answer(companion.Press(stop, args[1]))
 	case len(args) == 2 && args[0] == "vm-cut":
 		answer(companion.Cut(stop, args[1]))
-	case len(args) > 3 && args[0] == "vm-exec":
-		code := companion.GuestExec(stop, args[1], args[2], args[3:], os.Stdin, os.Stdout, os.Stderr)
+	case len(args) > 4 && args[0] == "vm-exec":
+		code := companion.GuestExec(stop, args[1], args[2], args[3], args[4:], os.Stdin, os.Stdout, os.Stderr)
 		time.Sleep(companion.Linger)
 		os.Exit(code)
-	case len(args) > 3 && args[0] == "vm-check":
-		companion.GuestCheck(stop, args[1], args[2], args[3:], os.Stdin, os.Stdout)
+	case len(args) > 4 && args[0] == "vm-check":
+		companion.GuestCheck(stop, args[1], args[2], args[3], args[4:], os.Stdin, os.Stdout)
 		time.Sleep(companion.Linger)
 	case len(args) == 3 && args[0] == "vm-console":
 		err = companion.GuestConsole(stop, args[1], args[2], os.Stdin, os.Stdout)

@@ -13,11 +13,12 @@ import (
 
 // vmModules are the kernel modules the demonstration's VM loads, in the order
 // in which they depend on each other: network card, disks and what cloud-init
-// would read, guest agent, power button, and the sign of a crash.
+// would read, guest agent, power button, the sign of a crash, and the file system of volumes.
 var vmModules = []string{
 	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
 	"failover", "net_failover", "virtio_net", "virtio_blk", "cdrom", "isofs", "virtio_console", "button", "evdev",
 	"pvpanic", "pvpanic-mmio",
+	"crc16", "crc32c_generic", "libcrc32c", "mbcache", "jbd2", "ext4",
 }
 
 // vmFiles is the VM's system beside busybox and the modules.
@@ -39,6 +40,7 @@ hostname demo-vm
 for disk in /sys/block/vd*; do
   [ "$(cat $disk/serial)" = seed ] && mount -t iso9660 -o ro /dev/${disk##*/} /seed
 done
+mount -t tmpfs run /run
 ip link set lo up
 for card in /sys/class/net/e*; do
   [ -e "$card" ] || continue
@@ -48,6 +50,8 @@ done
 echo "<h1>Hello from a VM pod</h1><p>Linux $(uname -r), $(nproc) CPU, $(awk '/MemTotal/{print int($2/1024)}' /proc/meminfo) MiB</p>" >/www/index.html
 httpd -p 8080 -h /www
 acpid
+# What cloud-init would do with vendor-data.
+[ ! -e /seed/vendor-data ] || sh /seed/vendor-data
 echo "demo-vm is up: Linux $(uname -r), http on port 8080, address $(ip -4 -o addr show scope global | awk '{print $4}')"
 `,
 

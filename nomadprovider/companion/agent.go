@@ -18,12 +18,12 @@ import (
 // GuestCommand runs a command in a VM by its qemu guest agent
 // (qga/qapi-schema.json) and returns its exit code. The agent takes the whole of
 // a command's input at its start, and gives its output, whole, at its end. When
-// ctx ends the command is killed.
+// ctx ends the command is killed. Without env it has the agent's environment.
 //
 // The error says what is not there: an agent that answers, or the program.
-func GuestCommand(ctx context.Context, socket string, argv []string, in []byte, out, errOut io.Writer) (int, error) {
+func GuestCommand(ctx context.Context, socket string, argv, env []string, in []byte, out, errOut io.Writer) (int, error) {
 	a := agent{socket: socket}
-	pid, err := a.exec(ctx, argv, in)
+	pid, err := a.exec(ctx, argv, env, in)
 	if err != nil {
 		return 0, err
 	}
@@ -39,17 +39,20 @@ func GuestCommand(ctx context.Context, socket string, argv []string, in []byte, 
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			_, err := a.exec(context.WithoutCancel(ctx), []string{"kill", "-9", strconv.Itoa(pid)}, nil)
+			_, err := a.exec(context.WithoutCancel(ctx), []string{"kill", "-9", strconv.Itoa(pid)}, nil, nil)
 			return 0, errors.Join(ctx.Err(), err)
 		}
 	}
 }
 
 // exec starts a command and returns the guest's process ID.
-func (a agent) exec(ctx context.Context, argv []string, in []byte) (pid int, err error) {
+func (a agent) exec(ctx context.Context, argv, env []string, in []byte) (pid int, err error) {
 	request := map[string]any{"path": argv[0], "arg": argv[1:], "capture-output": true}
 	if len(in) > 0 {
 		request["input-data"] = in // which JSON has in base64, as the agent wants it
+	}
+	if len(env) > 0 {
+		request["env"] = env
 	}
 	var started struct {
 		PID int `json:"pid"`
@@ -111,6 +114,17 @@ var errSilent = errors.New("the guest agent (qemu-guest-agent) does not answer: 
 type agentError struct{ text string }
 
 func (e *agentError) Error() string { return e.text }
+
+// ping asks for a sign of life, for as long as patience.
+func (a agent) ping(ctx context.Context, patience time.Duration) error {
+	short, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := a.call(short, "guest-ping", map[string]any{}, &struct{}{})
+	if err != nil && short.Err() != nil && ctx.Err() == nil {
+		return errSilent
+	}
+	return err
+}
 
 // call makes one request. qemu serves one client of the socket at a time, so that
 // each has it for one request only.

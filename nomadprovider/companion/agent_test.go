@@ -58,12 +58,12 @@ func TestGuestCommand(t *testing.T) {
 		{"odd words", []string{"printf", "%s|", `a "b" $c \`, ""}, nil, 0, `a "b" $c \||`, ""},
 	} {
 		var out, errOut bytes.Buffer
-		code, err := GuestCommand(t.Context(), socket, tc.argv, tc.in, &out, &errOut)
+		code, err := GuestCommand(t.Context(), socket, tc.argv, nil, tc.in, &out, &errOut)
 		if code != tc.code || err != nil || out.String() != tc.out || errOut.String() != tc.err {
 			t.Errorf("%s: %d, %v, %.40q, %.40q", tc.name, code, err, out.String(), errOut.String())
 		}
 	}
-	if _, err := GuestCommand(t.Context(), socket, []string{"/none"}, nil, &bytes.Buffer{}, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "/none") {
+	if _, err := GuestCommand(t.Context(), socket, []string{"/none"}, nil, nil, &bytes.Buffer{}, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "/none") {
 		t.Errorf("a program that is not there: %v", err)
 	}
 }
@@ -75,7 +75,7 @@ func TestGuestCommandsAtOnce(t *testing.T) {
 	for range 8 {
 		group.Go(func() {
 			var out bytes.Buffer
-			if code, err := GuestCommand(t.Context(), socket, []string{"sh", "-c", "sleep 0.3; echo done"}, nil, &out, &out); code != 0 || err != nil || out.String() != "done\n" {
+			if code, err := GuestCommand(t.Context(), socket, []string{"sh", "-c", "sleep 0.3; echo done"}, nil, nil, &out, &out); code != 0 || err != nil || out.String() != "done\n" {
 				t.Errorf("%d, %v, %q", code, err, out.String())
 			}
 		})
@@ -89,7 +89,7 @@ func TestGuestCommandCancelled(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	pidFile := filepath.Join(t.TempDir(), "pid")
-	_, err := GuestCommand(ctx, socket, []string{"sh", "-c", "echo $$ >" + pidFile + "; exec sleep 1000"}, nil, &bytes.Buffer{}, &bytes.Buffer{})
+	_, err := GuestCommand(ctx, socket, []string{"sh", "-c", "echo $$ >" + pidFile + "; exec sleep 1000"}, nil, nil, &bytes.Buffer{}, &bytes.Buffer{})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
@@ -119,27 +119,27 @@ func TestGuestWithoutAgent(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	if _, err := GuestCommand(t.Context(), socket, []string{"id"}, nil, &bytes.Buffer{}, &bytes.Buffer{}); !errors.Is(err, errSilent) {
+	if _, err := GuestCommand(t.Context(), socket, []string{"id"}, nil, nil, &bytes.Buffer{}, &bytes.Buffer{}); !errors.Is(err, errSilent) {
 		t.Errorf("%v", err)
 	}
 }
 
 // The frame around a command is what nomadprovider/taskexec expects.
 func TestGuestFrames(t *testing.T) {
-	socket := realAgent(t)
+	socket, disk := realAgent(t), filepath.Join(t.TempDir(), "none")
 	var out, errOut bytes.Buffer
-	if code := GuestExec(t.Context(), socket, "SIGN", []string{"sh", "-c", "cat; exit 3"}, strings.NewReader("\nabc"), &out, &errOut); code != 3 || out.String() != "SIGN\nabc" {
+	if code := GuestExec(t.Context(), socket, disk, "SIGN", []string{"sh", "-c", "cat; exit 3"}, strings.NewReader("\nabc"), &out, &errOut); code != 3 || out.String() != "SIGN\nabc" {
 		t.Errorf("%d %q %q", code, out.String(), errOut.String())
 	}
 	out.Reset()
-	if code := GuestExec(t.Context(), socket, "SIGN", []string{"echo", "no"}, strings.NewReader(""), &out, &errOut); code != 0 || out.String() != "SIGN\n" {
+	if code := GuestExec(t.Context(), socket, disk, "SIGN", []string{"echo", "no"}, strings.NewReader(""), &out, &errOut); code != 0 || out.String() != "SIGN\n" {
 		t.Errorf("without an answer: %d %q", code, out.String())
 	}
 	out.Reset()
 	in, end := net.Pipe()
 	defer end.Close()
 	go func() { _, _ = end.Write([]byte("\n")) }()
-	GuestCheck(t.Context(), socket, "SIGN", []string{"sh", "-c", "echo hi; exit 4"}, in, &out)
+	GuestCheck(t.Context(), socket, disk, "SIGN", []string{"sh", "-c", "echo hi; exit 4"}, in, &out)
 	if out.String() != "SIGN\nhi\nSIGN 4\n" {
 		t.Errorf("%q", out.String())
 	}

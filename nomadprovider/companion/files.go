@@ -19,7 +19,8 @@ type Entry struct {
 	Dir string `json:"dir,omitempty"`
 	// Volume is a directory whose files all change at once.
 	Volume string `json:"volume,omitempty"`
-	// Disk is a VM's disk to be there. One that is there is left alone.
+	// Disk is a VM's disk to be there. One that is there is left alone, but for an
+	// archive.
 	Disk string `json:"disk,omitempty"`
 	// Base is the image that the disk begins as, and Backing how qemu names it;
 	// SizeMB is the disk's size, 0 for the image's.
@@ -28,6 +29,11 @@ type Entry struct {
 	SizeMB  int64  `json:"sizeMB,omitempty"`
 	// Label is given for a disk that holds files (ISO 9660), by this name.
 	Label string `json:"label,omitempty"`
+	// Archive is set for a disk that is an archive (tar) of files and Program, for
+	// the guest whose agent is on the socket Agent. It changes with them.
+	Archive bool     `json:"archive,omitempty"`
+	Agent   string   `json:"agent,omitempty"`
+	Program *Program `json:"program,omitempty"`
 	// File is a path within the volume or disk, and Data its content.
 	File string `json:"file,omitempty"`
 	Data []byte `json:"data,omitempty"`
@@ -93,6 +99,8 @@ func start(e Entry) (set, error) {
 		return nil, makeDir(e)
 	case e.Volume != "":
 		return newVolume(e.Volume, e.GID)
+	case e.Disk != "" && e.Archive:
+		return newArchive(e), nil
 	case e.Disk != "" && e.Label != "":
 		return newSeed(e)
 	case e.Disk != "":

@@ -30,9 +30,10 @@ func begin(sign string, in io.Reader, out io.Writer) (rest *bufio.Reader, ok boo
 	return rest, err == nil
 }
 
-// GuestExec runs a command in a VM with the whole of in as its input, once the
-// sign was answered, and returns its exit code.
-func GuestExec(ctx context.Context, socket, sign string, argv []string, in io.Reader, out, errOut io.Writer) int {
+// GuestExec runs a command in a VM, in the environment that the archive on disk
+// holds, with the whole of in as its input, once the sign was answered, and returns
+// its exit code.
+func GuestExec(ctx context.Context, socket, disk, sign string, argv []string, in io.Reader, out, errOut io.Writer) int {
 	rest, ok := begin(sign, in, out)
 	if !ok {
 		return 0
@@ -43,7 +44,7 @@ func GuestExec(ctx context.Context, socket, sign string, argv []string, in io.Re
 	}
 	code := 0
 	if err == nil {
-		code, err = GuestCommand(ctx, socket, argv, data, out, errOut)
+		code, err = inProgram(ctx, socket, disk, argv, data, out, errOut)
 	}
 	if err != nil {
 		fmt.Fprintln(errOut, err)
@@ -55,7 +56,7 @@ func GuestExec(ctx context.Context, socket, sign string, argv []string, in io.Re
 // GuestCheck runs a command in a VM without input, once the sign was answered,
 // and writes what it wrote, then the sign again with its exit code. When its
 // input ends, since nobody wants to know any more, it kills the command.
-func GuestCheck(ctx context.Context, socket, sign string, argv []string, in io.Reader, out io.Writer) {
+func GuestCheck(ctx context.Context, socket, disk, sign string, argv []string, in io.Reader, out io.Writer) {
 	rest, ok := begin(sign, in, out)
 	if !ok {
 		return
@@ -66,12 +67,20 @@ func GuestCheck(ctx context.Context, socket, sign string, argv []string, in io.R
 		_, _ = io.Copy(io.Discard, rest)
 		cancel()
 	}()
-	code, err := GuestCommand(ctx, socket, argv, nil, out, out)
+	code, err := inProgram(ctx, socket, disk, argv, nil, out, out)
 	if err != nil {
 		fmt.Fprintln(out, err)
 		code = codeNotRun
 	}
 	fmt.Fprintf(out, "%s %d\n", sign, code)
+}
+
+func inProgram(ctx context.Context, socket, disk string, argv []string, in []byte, out, errOut io.Writer) (int, error) {
+	env, err := environ(disk)
+	if err != nil {
+		return 0, fmt.Errorf("read the container's environment: %w", err)
+	}
+	return GuestCommand(ctx, socket, argv, env, in, out, errOut)
 }
 
 // GuestConsole is [Console], once the sign was answered.

@@ -28,7 +28,9 @@ func newSeed(e Entry) (set, error) {
 		return s, nil
 	}
 	var err error
-	s.work, err = os.MkdirTemp(filepath.Dir(e.Disk), tempStyle)
+	if s.work, err = os.MkdirTemp(filepath.Dir(e.Disk), tempStyle); err == nil {
+		err = os.WriteFile(filepath.Join(s.work, "vendor-data"), guestBoot, 0o600)
+	}
 	return s, err
 }
 

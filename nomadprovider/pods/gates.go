@@ -150,7 +150,7 @@ func (c *Controller) holdFor(pod *corev1.Pod, ct *corev1.Container, ts *api.Task
 	if exit.IsZero() {
 		return 0
 	}
-	if !failed && !translate.RestartsAfter(pod, ct, init, lastCode(ts)) {
+	if !failed && !translate.RestartsAfter(pod, ct, init, c.lastCode(pod, ts, task)) {
 		return parked
 	}
 	var left time.Duration
@@ -186,9 +186,15 @@ func lastEnd(ts *api.TaskState) (at time.Time, failedStart bool) {
 	return time.Time{}, false
 }
 
-func lastCode(ts *api.TaskState) int32 {
+// lastCode is the task's last exit code; see [translate.Message].
+func (c *Controller) lastCode(pod *corev1.Pod, ts *api.TaskState, task string) int32 {
 	for i := len(ts.Events) - 1; i >= 0; i-- {
 		if e := ts.Events[i]; e.Type == api.TaskTerminated {
+			var m translate.Message
+			c.with(pod.UID, func(s *podState) { m = s.messages[task] })
+			if m.End == e.Time && m.Code != nil {
+				return *m.Code
+			}
 			return translate.ExitCode(e)
 		}
 	}

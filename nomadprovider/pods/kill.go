@@ -132,7 +132,7 @@ func stopSignal(ct *corev1.Container) string {
 // signal sends a signal to a task; that it has ended meanwhile comes as an event.
 // A VM's is its power button, and its plug.
 func (c *Controller) signal(ctx context.Context, driver string, alloc *api.Allocation, task, signal string) error {
-	if driver == "qemu" && task != translate.CompanionTask {
+	if driver == driverQemu && task != translate.CompanionTask {
 		if signal == sigkill {
 			return c.askCompanion(ctx, alloc, nil, "vm-cut", translate.VMPlug)
 		}

@@ -28,18 +28,19 @@ const (
 // readMessages reads the last words of the containers that have ended since
 // the last look, before the next run empties the file.
 func (c *Controller) readMessages(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) {
-	if alloc == nil || !dockerShaped(c.driver(pod)) {
+	driver := c.driver(pod)
+	if alloc == nil || !dockerShaped(driver) && driver != driverQemu {
 		return
 	}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			c.readMessage(ctx, pod, &list[i], alloc)
+			c.readMessage(ctx, pod, &list[i], alloc, driver)
 		}
 	}
 }
 
 // readMessage reads the last words of one container, if it has ended.
-func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev1.Container, alloc *api.Allocation) {
+func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev1.Container, alloc *api.Allocation, driver string) {
 	task := translate.TaskName(ct.Name)
 	ts := alloc.TaskStates[task]
 	if ts == nil {
@@ -54,22 +55,50 @@ func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev
 	if known {
 		return
 	}
-	text, err := c.message(ctx, ct, alloc, task, translate.ExitCode(end) != 0)
+	m := translate.Message{End: end.Time}
+	var err error
+	if driver == driverQemu {
+		err = c.vmEnd(ctx, ct, alloc, task, translate.ExitCode(end), &m)
+	} else {
+		m.Text, err = c.message(ctx, ct, alloc, task, translate.TerminationLog, translate.ExitCode(end) != 0)
+	}
 	if err != nil {
 		c.Log.Debug("the termination message of a container", "pod", pod.UID, "container", ct.Name, "error", err)
 		return // the next pass tries again
 	}
-	c.with(pod.UID, func(s *podState) { s.messages[task] = translate.Message{End: end.Time, Text: text} })
+	c.with(pod.UID, func(s *podState) { s.messages[task] = m })
+}
+
+// vmEnd reads how a VM's command has ended, if the VM has one and that is why it has
+// ended.
+func (c *Controller) vmEnd(ctx context.Context, ct *corev1.Container, alloc *api.Allocation, task string, exit int32, m *translate.Message) error {
+	if len(ct.Command)+len(ct.Args) == 0 {
+		return nil
+	}
+	told, err := c.message(ctx, ct, alloc, task, translate.VMExit, false)
+	if err != nil {
+		return err
+	}
+	m.Code, m.Text = translate.VMEnd(exit, told)
+	if m.Text == "" && exit != 0 && ct.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
+		m.Text, err = c.logTail(ctx, alloc, task)
+	}
+	return err
 }
 
 // message is the container's termination message by its policy.
-func (c *Controller) message(ctx context.Context, ct *corev1.Container, alloc *api.Allocation, task string, failed bool) (string, error) {
+func (c *Controller) message(ctx context.Context, ct *corev1.Container, alloc *api.Allocation, task, file string, failed bool) (string, error) {
 	text, err := c.readFile(ctx, alloc, "/v1/client/fs/readat/", map[string]string{
-		"path": path.Join(task, translate.TerminationLog), "offset": "0", "limit": strconv.Itoa(messageBytes),
+		"path": path.Join(task, file), "offset": "0", "limit": strconv.Itoa(messageBytes),
 	}, messageBytes)
 	if err != nil || len(text) > 0 || !failed || ct.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
 		return string(text), err
 	}
+	return c.logTail(ctx, alloc, task)
+}
+
+// logTail is what stands in the place of a termination message.
+func (c *Controller) logTail(ctx context.Context, alloc *api.Allocation, task string) (string, error) {
 	var all []byte
 	for _, kind := range []string{"stdout", "stderr"} {
 		tail, err := c.readFile(ctx, alloc, "/v1/client/fs/logs/", map[string]string{
@@ -122,4 +151,10 @@ func (c *Controller) driver(pod *corev1.Pod) string {
 	return n.Profile().Runtimes[class].Driver
 }
 
-func dockerShaped(driver string) bool { return driver == "docker" || driver == "podman" }
+// Drivers that are known by name.
+const (
+	driverDocker = "docker"
+	driverQemu   = "qemu"
+)
+
+func dockerShaped(driver string) bool { return driver == driverDocker || driver == "podman" }

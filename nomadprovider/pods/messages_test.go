@@ -91,3 +91,51 @@ func TestImagesAreTold(t *testing.T) {
 		t.Errorf("image of the next run %q", got)
 	}
 }
+
+// A VM's command has the exit code that it told, and qemu's is only near it. It is
+// kept when this process starts anew and the VM has told another.
+func TestVMCommandEnds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		qemu    int
+		told    string
+		command bool
+		code    int32
+		message string
+	}{
+		"even":              {7, "6\nlast words", true, 6, "last words"},
+		"odd":               {3, "3\n", true, 3, ""},
+		"well":              {0, "0\nall done", true, 0, "all done"},
+		"killed meanwhile":  {137, "6\nlast words", true, 137, ""},
+		"told nothing":      {1, "", true, 1, ""},
+		"without a command": {7, "6\nlast words", false, 7, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t)
+			node := r.nodes["n"].(testNode)
+			node.profile.Runtimes = map[string]translate.Runtime{"vm": {Driver: driverQemu}}
+			r.nodes["n"] = node
+			pod := r.pod(func(p *corev1.Pod) {
+				p.Spec.RuntimeClassName = new("vm")
+				p.Spec.Containers[0].Command = nil
+				if tc.command {
+					p.Spec.Containers[0].Command = []string{"serve"}
+				}
+			})
+			file := "web/" + translate.VMExit
+			r.nomad.files[file] = tc.told
+			at := epoch.Add(second)
+			r.follows(pod, entry("pending", tasks{"web": crashed(tc.qemu, 1, epoch, at)}))
+			if got := r.read(pod).Status.ContainerStatuses[0].State.Terminated; got == nil || got.ExitCode != tc.code || got.Message != tc.message {
+				t.Fatalf("state %+v", got)
+			}
+			r.nomad.files[file] = ""
+			r.restart()
+			again := running(1, at.Add(second))
+			again.Events = crashed(tc.qemu, 1, epoch, at).Events
+			r.follows(pod, entry("running", tasks{"web": again}))
+			if got := r.read(pod).Status.ContainerStatuses[0].LastTerminationState.Terminated; got == nil || got.ExitCode != tc.code || got.Message != tc.message {
+				t.Errorf("last state %+v", got)
+			}
+		})
+	}
+}

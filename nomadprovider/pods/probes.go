@@ -75,7 +75,7 @@ func probedContainers(pod *corev1.Pod) []*corev1.Container {
 		}
 	}
 	for i := range pod.Spec.Containers {
-		out = append(out, &pod.Spec.Containers[i])
+		out = append(out, translate.WithReadiness(pod, &pod.Spec.Containers[i]))
 	}
 	return out
 }

@@ -220,6 +220,9 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 		return 0, err
 	}
 	c.workProbes(pod, alloc)
+	if c.driver(pod) == driverQemu {
+		c.readMessages(ctx, pod, alloc) // they hold exit codes, which gates go by
+	}
 	again, err := c.workGates(ctx, pod, entry.Job, alloc)
 	if err != nil {
 		return 0, err

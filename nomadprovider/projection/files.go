@@ -65,11 +65,45 @@ func (w *Writer) Files(ctx context.Context, pod *corev1.Pod, f *translate.Files,
 		fill(v.Files)
 	}
 	for _, d := range f.Disks {
-		put(companion.Entry{Disk: d.Path, Base: d.Base, Backing: d.Backing, SizeMB: d.SizeMB, Label: d.Label})
+		e := companion.Entry{Disk: d.Path, Base: d.Base, Backing: d.Backing, SizeMB: d.SizeMB, Label: d.Label}
+		if d.Archive {
+			e.Archive, e.Agent, e.Program = true, translate.VMAgent, program(d.Program, values)
+		}
+		put(e)
 		fill(d.Files)
 	}
 	put(companion.Entry{End: true})
 	return buf.Bytes(), tokens, next, nil
+}
+
+// program fills in the values of items. A variable whose only value is gone, or
+// was never there, is left out, as the kubelet does with optional ones.
+func program(p *translate.Program, values map[string][]byte) *companion.Program {
+	out := &companion.Program{Dir: p.Dir, Message: p.Message}
+	for _, v := range p.Env {
+		if len(v.Value) == 1 && v.Value[0].Item != "" {
+			if _, ok := values[v.Value[0].Item]; !ok {
+				continue
+			}
+		}
+		out.Env = append(out.Env, companion.Variable{Name: v.Name, Value: value(v.Value, values)})
+	}
+	for _, w := range p.Words {
+		out.Words = append(out.Words, value(w, values))
+	}
+	return out
+}
+
+func value(v translate.Value, values map[string][]byte) companion.Value {
+	out := make(companion.Value, 0, len(v))
+	for _, p := range v {
+		part := companion.Part{Data: []byte(p.Text), Run: p.Run}
+		if p.Item != "" {
+			part.Data = values[p.Item]
+		}
+		out = append(out, part)
+	}
+	return out
 }
 
 func gid(p *int64) int {

@@ -100,8 +100,10 @@ var inContainer = around{
 // the guest's console.
 var (
 	inVM = around{
-		exec:  func(string, bool, bool) []string { return []string{companion, "vm-exec", translate.VMAgent, execSign} },
-		check: []string{companion, "vm-check", translate.VMAgent},
+		exec: func(string, bool, bool) []string {
+			return []string{companion, "vm-exec", translate.VMAgent, translate.VMPodDisk, execSign}
+		},
+		check: []string{companion, "vm-check", translate.VMAgent, translate.VMPodDisk},
 	}
 	toConsole = around{
 		exec: func(string, bool, bool) []string {
