@@ -51,6 +51,38 @@ func TestExamples(t *testing.T) {
 	kubectl(t, "-n", ns, "delete", "--wait", "--timeout=60s", "-f", "../../examples/hello", "-f", "../../examples/vm")
 }
 
+// The virtual machines behind a Service are reached through it, and follow their
+// ConfigMap.
+func TestExampleVMService(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	kubectl(t, "-n", ns, "apply", "-f", "../../examples/vm-service")
+	kubectl(t, "-n", ns, "rollout", "status", "deployment/vms", "--timeout=180s")
+	page := func() string {
+		out, err := tryKubectl(t, "", "get", "--raw", "/api/v1/namespaces/"+ns+"/services/vms:http/proxy/")
+		if err != nil {
+			return err.Error() + out
+		}
+		return out
+	}
+	if out := page(); !strings.Contains(out, "a Deployment of virtual machines") {
+		t.Errorf("page %q", out)
+	}
+	if out := kubectl(t, "-n", ns, "logs", "deployment/vms"); !strings.Contains(out, "the page is on port 80") {
+		t.Errorf("log %q", out[max(0, len(out)-300):])
+	}
+	kubectl(t, "-n", ns, "patch", "configmap", "vms", "--patch", `{"data":{"index.html":"changed"}}`)
+	eventually(t, 60*time.Second, "the change on every VM", func() error {
+		for range 6 {
+			if out := page(); out != "changed" {
+				return fmt.Errorf("page %q", out)
+			}
+		}
+		return nil
+	})
+	kubectl(t, "-n", ns, "delete", "--wait", "--timeout=90s", "-f", "../../examples/vm-service")
+}
+
 // The doctor finds nothing that puts pods at risk in the hybrid, which runs with
 // the settings of deploy/nomad, and does in one that lacks them.
 func TestDoctor(t *testing.T) {
