@@ -47,24 +47,26 @@ func forwardSession(t *testing.T, ip string, network bool) httpstream.Connection
 // what the session says of a failure.
 func forwarded(t *testing.T, session httpstream.Connection, id, port int, send string) (answer, failure string) {
 	t.Helper()
-	stream := func(kind string) httpstream.Stream {
-		h := http.Header{}
-		h.Set(corev1.StreamType, kind)
-		h.Set(corev1.PortHeader, fmt.Sprint(port))
-		h.Set(corev1.PortForwardRequestIDHeader, fmt.Sprint(id))
-		s, err := session.CreateStream(h)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
+	h := http.Header{}
+	h.Set(corev1.StreamType, corev1.StreamTypeError)
+	h.Set(corev1.PortHeader, fmt.Sprint(port))
+	h.Set(corev1.PortForwardRequestIDHeader, fmt.Sprint(id))
+	failed, err := session.CreateStream(h)
+	if err != nil {
+		t.Fatal(err)
 	}
-	failed, data := stream(corev1.StreamTypeError), stream(corev1.StreamTypeData)
 	_ = failed.Close() // nothing is written to it
-	_, _ = io.WriteString(data, send) // one that failed may be reset already
-	_ = data.Close() // that is the end of what is sent
-	got, err := io.ReadAll(data)
+	h.Set(corev1.StreamType, corev1.StreamTypeData)
+	// A connection that fails is reset, at any moment.
+	var got []byte
+	data, err := session.CreateStream(h)
+	if err == nil {
+		_, _ = io.WriteString(data, send) // it would not come back
+		_ = data.Close()                  // that is the end of what is sent
+		got, err = io.ReadAll(data)
+	}
 	said, errSaid := io.ReadAll(failed)
-	if errSaid != nil || err != nil && len(said) == 0 { // then it is reset
+	if errSaid != nil || err != nil && len(said) == 0 {
 		t.Fatal(err, errSaid)
 	}
 	return string(got), string(said)
