@@ -39,7 +39,9 @@ func GuestCommand(ctx context.Context, socket string, argv, env []string, in []b
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			_, err := a.exec(context.WithoutCancel(ctx), []string{"kill", "-9", strconv.Itoa(pid)}, nil, nil)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+			defer cancel()
+			_, err := a.exec(last, []string{"kill", "-9", strconv.Itoa(pid)}, nil, nil)
 			return 0, errors.Join(ctx.Err(), err)
 		}
 	}
@@ -129,7 +131,7 @@ func (a agent) ping(ctx context.Context, patience time.Duration) error {
 // call makes one request. qemu serves one client of the socket at a time, so that
 // each has it for one request only.
 func (a agent) call(ctx context.Context, command string, arguments, result any) error {
-	lock, err := exclusive(a.socket)
+	lock, err := exclusive(ctx, a.socket)
 	if err != nil {
 		return fmt.Errorf("take the guest agent's socket: %w", err)
 	}

@@ -73,7 +73,9 @@ func (a *archive) commit() error {
 	if size := int64(a.buf.Len()); size > a.size {
 		return fmt.Errorf("the files for the VM's guest come to %d KiB, of at most %d MiB", size>>10, a.size/mebibyte)
 	}
-	lock, err := exclusive(a.disk)
+	ctx, cancel := context.WithTimeout(context.Background(), handing)
+	defer cancel()
+	lock, err := exclusive(ctx, a.disk)
 	if err != nil {
 		return err
 	}
@@ -89,7 +91,7 @@ func (a *archive) commit() error {
 			return err
 		}
 	}
-	err = deliver(context.Background(), a.disk, a.agent)
+	err = deliver(ctx, a.disk, a.agent)
 	if errors.Is(err, errSilent) {
 		return tellFirst() // a guest that boots, or has no agent
 	}
@@ -146,17 +148,31 @@ func tellFirst() error {
 }
 
 // liveScript is what a guest does with the archive on its input.
-const liveScript = `set -e; at=/run/nomad-kubelet/live.$$; (umask 077; mkdir -p "$at"); tar -xmf - -C "$at"; sh "$at/apply" "$at" live`
+const liveScript = `set -e; at=/run/nomad-kubelet/live.$$; trap 'rm -rf "$at"' EXIT; (umask 077; mkdir -p "$at"); tar -xmf - -C "$at"; sh "$at/apply" "$at" live`
 
-// patience is how long a guest may take to answer while somebody waits.
-const patience = 3 * time.Second
+const (
+	// patience is how long a guest may take to answer while somebody waits.
+	patience = 3 * time.Second
+	// handing is how long one may take over its files, less than a pass of the pods
+	// room, which waits for it.
+	handing = 30 * time.Second
+)
 
 // deliver hands the archive to the guest that runs, if it may be behind. A VM that
 // does not run will read it. The caller has the disk's lock. The error is
-// errSilent for a guest that does not answer.
+// errSilent for a guest that does not answer, or comes to no end.
 func deliver(ctx context.Context, disk, socket string) error {
 	if _, err := os.Stat(behind(disk)); err != nil {
 		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handing)
+	defer cancel()
+	a := agent{socket: socket}
+	if err := a.ping(ctx, patience); err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+			return os.Remove(behind(disk)) // no VM runs
+		}
+		return err
 	}
 	data, err := os.ReadFile(disk)
 	if err != nil {
@@ -166,16 +182,11 @@ func deliver(ctx context.Context, disk, socket string) error {
 	if err != nil {
 		return err
 	}
-	a := agent{socket: socket}
-	if err := a.ping(ctx, patience); err != nil {
-		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
-			return os.Remove(behind(disk)) // no VM runs
-		}
-		return err
-	}
 	var said bytes.Buffer
 	code, err := GuestCommand(ctx, socket, []string{"sh", "-c", liveScript}, nil, data[:used], io.Discard, &said)
 	switch {
+	case ctx.Err() != nil:
+		return errSilent
 	case err != nil:
 		return err
 	case code != 0:
@@ -232,7 +243,7 @@ func wait(mark string, pause time.Duration) <-chan time.Time {
 
 // keep is one try; done says that the guest has all.
 func keep(ctx context.Context, disk, socket string) (done bool) {
-	lock, err := exclusive(disk)
+	lock, err := exclusive(ctx, disk)
 	if err != nil {
 		return false
 	}

@@ -76,14 +76,26 @@ func drain(conn io.ReadCloser, out io.Writer) error {
 	}
 }
 
-// exclusive takes the right to use a socket that serves one client at a time. It
-// is given back when the file is closed or the process ends.
-func exclusive(socket string) (*os.File, error) {
+// exclusive takes the right to use a socket that serves one client at a time, in
+// the order of asking, or gives up when ctx ends. It is given back when the file is
+// closed or the process ends.
+func exclusive(ctx context.Context, socket string) (*os.File, error) {
 	f, err := os.OpenFile(socket+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, syscall.LOCK_EX); err != nil {
+	taken := make(chan error, 1)
+	go func() { taken <- flock(f, syscall.LOCK_EX) }()
+	select {
+	case err = <-taken:
+	case <-ctx.Done():
+		go func() {
+			<-taken // the kernel's queue is not left; its turn is given back
+			f.Close()
+		}()
+		return nil, ctx.Err()
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}

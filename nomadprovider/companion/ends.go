@@ -52,12 +52,19 @@ func (e Exit) follow(ctx context.Context, port net.Conn) error {
 	unblock := context.AfterFunc(ctx, func() { port.Close() })
 	defer unblock()
 	buf := make([]byte, 512)
+	var until time.Time // no end of patience
 	for {
 		// A former self may have missed it.
 		if code := e.code(); code > 0 {
 			return e.end(ctx, port, code)
 		}
-		if _, err := port.Read(buf); err != nil {
+		_ = port.SetReadDeadline(until) // what fails here fails at the read, too
+		switch _, err := port.Read(buf); {
+		case err == nil:
+			until = time.Now().Add(between) // qemu writes to the port first, and then to the file
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			until = time.Time{}
+		default:
 			return nil // the VM has ended
 		}
 	}

@@ -60,6 +60,10 @@ const (
 // shellName is what a shell takes for a variable's name.
 var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
+// shellOwn are variables that bash, which is sh in some distributions, ends a script
+// for setting.
+var shellOwn = []string{"UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO"}
+
 // files are what a guest needs to run the program.
 func (p *Program) files(getenv func(string) string) []Entry {
 	var environ, env, command strings.Builder
@@ -68,7 +72,7 @@ func (p *Program) files(getenv func(string) string) []Entry {
 	for _, v := range p.Env {
 		value := v.Value.resolve(getenv)
 		environ.WriteString(v.Name + "=" + value + "\x00")
-		if shellName.MatchString(v.Name) {
+		if shellName.MatchString(v.Name) && !slices.Contains(shellOwn, v.Name) {
 			env.WriteString(v.Name + "=" + envQuote(value) + "\n")
 			command.WriteString("export " + v.Name + "=" + shellQuote(value) + "\n")
 		} else {

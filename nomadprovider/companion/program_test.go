@@ -24,6 +24,7 @@ func TestProgram(t *testing.T) {
 	p := &Program{
 		Env: []Variable{
 			{"PLAIN", Value{{Data: []byte(odd)}}}, {"odd-name.1", Value{{Data: []byte(odd)}}}, {"EMPTY", Value{}},
+			{"UID", Value{{Data: []byte("1000")}}}, // bash would end for setting it
 			{"ADDRESS", Value{{Data: []byte("at ")}, {Run: "POD_IP"}, {Data: []byte(":80")}}},
 		},
 		Words: words("env", "LAST="+odd, "sh", "-c", `pwd; tr '\0' '|' </proc/$$/environ; exit 7`), Dir: dir + "/it's", Message: "/dev/last",
@@ -36,10 +37,10 @@ func TestProgram(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if want := "PLAIN=" + odd + "\x00odd-name.1=" + odd + "\x00EMPTY=\x00ADDRESS=at 10.0.0.1:80\x00"; got["environ"] != want {
+	if want := "PLAIN=" + odd + "\x00odd-name.1=" + odd + "\x00EMPTY=\x00UID=1000\x00ADDRESS=at 10.0.0.1:80\x00"; got["environ"] != want {
 		t.Errorf("environ %q", got["environ"])
 	}
-	for name, sh := range map[string][]string{"sh": {"sh"}, "busybox": {"busybox", "sh"}} {
+	for name, sh := range map[string][]string{"sh": {"sh"}, "busybox": {"busybox", "sh"}, "bash": {"bash", "--posix"}} {
 		cmd := exec.Command(sh[0], append(sh[1:], filepath.Join(dir, "command"))...)
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 		out, err := cmd.Output()

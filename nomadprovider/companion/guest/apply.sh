@@ -22,6 +22,7 @@ files() {
 		return
 	fi
 	version=..$(date +%s).$$
+	rm -f "$vol/..next" # of one that was cut off
 	mv "$new" "$vol/$version" && ln -s "$version" "$vol/..next" && mv -f -T "$vol/..next" "$vol/..data" ||
 		{ fail "volume $1: its files cannot be put in place"; return; }
 	for file in "$vol/$version"/* "$vol/$version"/.[!.]*; do
@@ -45,7 +46,10 @@ disk() {
 	[ -n "$dev" ] || { fail "volume $1: its disk is not there"; return; }
 	mkdir -p "$at"
 	mounted "$at" && return
-	if [ "$(head -c 65536 "$dev" | tr -d '\0' | wc -c)" -eq 0 ]; then
+	if [ "$(head -c 65536 "$dev" | wc -c)" -ne 65536 ]; then
+		fail "volume $1: its disk cannot be read"
+		return
+	elif [ "$(head -c 65536 "$dev" | tr -d '\0' | wc -c)" -eq 0 ]; then
 		{ mkfs.ext4 -q -F "$dev" || mke2fs -F "$dev"; } >/dev/null 2>&1 || { fail "volume $1: no file system can be made on its disk"; return; }
 		mount_disk "$dev" "$at" && chmod 777 "$at" && rmdir "$at/lost+found" && return
 	else
@@ -73,7 +77,7 @@ show() {
 	if [ -d "$source" ]; then
 		mkdir -p "$2"
 	else
-		mkdir -p "${2%/*}/" && : >>"$2"
+		mkdir -p "${2%/*}/" && true >>"$2"
 	fi && mount -o bind "$source" "$2" || { fail "nothing can be mounted at $2"; return; }
 	[ "$3" != ro ] || mount -o remount,ro,bind "$2" || fail "the mount at $2 cannot be made read-only"
 }

@@ -6,8 +6,12 @@
 at=/run/nomad-kubelet/boot
 for disk in /sys/block/vd*; do
 	[ "$(cat "$disk/serial" 2>/dev/null)" = pod ] || continue
-	rm -rf "$at"
-	(umask 077; mkdir -p "$at") && chmod 755 /run/nomad-kubelet &&
-		tar -xmf "/dev/${disk##*/}" -C "$at" && exec sh "$at/apply" "$at" boot
+	# It may be changed at this moment.
+	for try in 1 2 3 4 5; do
+		rm -rf "$at"
+		(umask 077; mkdir -p "$at") && chmod 755 /run/nomad-kubelet &&
+			tar -xmf "/dev/${disk##*/}" -C "$at" && exec sh "$at/apply" "$at" boot
+		sleep 1
+	done
 done
 echo 'nomad-kubelet: what the pod gives its guest cannot be read' >/dev/console

@@ -2,9 +2,10 @@
 # Runs the container's command, whose output is the container's log, and shuts the
 # machine down when it has ended. How it ended is told on the second serial port.
 base=/run/nomad-kubelet
-message=$(sed -n 's/^#message //p' "$base/command")
+message=$(sed -n '1s/^#message //p' "$base/command")
 mkdir -p "${message%/*}/"
-: >"$message"
+# A shell ends when its own : cannot be redirected.
+true >"$message"
 sh "$base/command" </dev/null >/dev/ttyS0 2>&1
 code=$?
 exec 3<>/dev/ttyS1
