@@ -16,6 +16,10 @@ const CompanionTask = "pod.companion"
 // companionMemoryMB is what Nomad takes at least, and some.
 const companionMemoryMB = 32
 
+// vmHandingMB is what the companion of a VM may take beyond that for a moment: a
+// guest agent is given an input, or the pod's files, whole and in JSON.
+const vmHandingMB = 256
+
 // decideCompanion settles whether the pod has one, and whether it writes files.
 func (b *builder) decideCompanion() {
 	if (b.dockerShaped() || b.row.Driver == driverQemu) && b.in.Node.CompanionImage != "" {
@@ -157,13 +161,21 @@ func (b *builder) companionTask() {
 // the companion's secrets directory, of whose size Nomad's clients make a tmpfs
 // (client/allocdir/fs_linux.go), and which outlives every container.
 func (b *builder) companionResources() *api.Resources {
-	r := &api.Resources{CPU: new(1), MemoryMB: new(companionMemoryMB)}
+	memory, most := companionMemoryMB, 0
+	r := &api.Resources{CPU: new(1)}
 	if b.memoryVolumesMB > 0 {
 		// Nomad adds it to both bounds of the memory, a missing one included
 		// (scheduler/feasible/rank.go), and wants the memory to be no less.
 		size := clampInt(b.memoryVolumesMB)
-		memory := max(companionMemoryMB, size)
-		r.SecretsMB, r.MemoryMB, r.MemoryMaxMB = new(size), new(memory), new(memory)
+		memory = max(companionMemoryMB, size)
+		r.SecretsMB, most = new(size), memory
+	}
+	if b.row.Driver == driverQemu && b.in.Node.MemoryOversubscription {
+		most = memory + vmHandingMB
+	}
+	r.MemoryMB = new(memory)
+	if most > 0 {
+		r.MemoryMaxMB = new(most)
 	}
 	return r
 }

@@ -22,7 +22,7 @@ func ProbeRuns(p *corev1.Probe, companion bool) bool {
 
 // vmReady are the commands whose success says that a VM has started.
 var vmReady = map[string][]string{
-	"agent":      {"true"},
+	"agent": {"true"},
 	// 2 is an end with warnings (cloud-init, doc/rtd/explanation/return_codes.rst).
 	"cloud-init": {"sh", "-c", "cloud-init status --wait; code=$?; [ $code -eq 0 ] || [ $code -eq 2 ]"},
 }

@@ -37,7 +37,7 @@ func (c *Controller) terminate(ctx context.Context, pod *corev1.Pod, entry alloc
 		return 0, err
 	}
 	c.workProbes(pod, alloc)
-	c.readMessages(ctx, pod, alloc)
+	_ = c.readMessages(ctx, pod, alloc) // a pod that goes is not kept for them
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, "", nil))
 	if len(remaining(entry)) == 0 {
 		return 0, c.bury(ctx, pod, translate.Final(pod, status, c.facts(pod, alloc, "", nil)))

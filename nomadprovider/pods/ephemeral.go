@@ -61,7 +61,7 @@ func (c *Controller) workOne(ctx context.Context, pod *corev1.Pod, ec *corev1.Ep
 	told := translate.EphemeralStatus(pod, ec.Name)
 	if len(companion.Allocs) > 0 {
 		f.Alloc = companion.Allocs[0]
-		c.readMessage(ctx, pod, (*corev1.Container)(&ec.EphemeralContainerCommon), f.Alloc, driverDocker)
+		_ = c.readMessage(ctx, pod, (*corev1.Container)(&ec.EphemeralContainerCommon), f.Alloc, driverDocker) // of a VM alone
 	}
 	switch {
 	case !known && told.State.Terminated != nil:

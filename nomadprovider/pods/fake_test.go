@@ -120,6 +120,9 @@ func (n *nomad) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// unreachable is the content of a file whose client does not answer.
+const unreachable = "\x00"
+
 // file answers a read of an allocation's files; it is not recorded.
 func (n *nomad) file(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
@@ -132,6 +135,10 @@ func (n *nomad) file(w http.ResponseWriter, r *http.Request) {
 	n.mu.Unlock()
 	if !ok {
 		http.Error(w, "no such file or directory", http.StatusInternalServerError)
+		return
+	}
+	if data == unreachable {
+		http.Error(w, "No path to node", http.StatusInternalServerError)
 		return
 	}
 	if n, err := strconv.Atoi(q.Get("offset")); err == nil && q.Get("origin") == "end" {

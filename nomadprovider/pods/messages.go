@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 	corev1 "k8s.io/api/core/v1"
@@ -25,35 +27,42 @@ const (
 	messageLogLines = 80
 )
 
+// vmEndPatience is how long the exit code of a VM's command is tried to be read
+// after its end: what is told of an end stays told.
+const vmEndPatience = time.Minute
+
 // readMessages reads the last words of the containers that have ended since
-// the last look, before the next run empties the file.
-func (c *Controller) readMessages(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) {
+// the last look, before the next run empties the file. The error is of one that
+// must not be told of without.
+func (c *Controller) readMessages(ctx context.Context, pod *corev1.Pod, alloc *api.Allocation) error {
 	driver := c.driver(pod)
 	if alloc == nil || !dockerShaped(driver) && driver != driverQemu {
-		return
+		return nil
 	}
+	var errs []error
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			c.readMessage(ctx, pod, &list[i], alloc, driver)
+			errs = append(errs, c.readMessage(ctx, pod, &list[i], alloc, driver))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // readMessage reads the last words of one container, if it has ended.
-func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev1.Container, alloc *api.Allocation, driver string) {
+func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev1.Container, alloc *api.Allocation, driver string) error {
 	task := translate.TaskName(ct.Name)
 	ts := alloc.TaskStates[task]
 	if ts == nil {
-		return
+		return nil
 	}
 	end := translate.LastEnd(ts)
 	if end == nil || ts.StartedAt.UnixNano() > end.Time {
-		return // it runs again
+		return nil // it runs again
 	}
 	var known bool
 	c.with(pod.UID, func(s *podState) { known = s.messages[task].End == end.Time })
 	if known {
-		return
+		return nil
 	}
 	m := translate.Message{End: end.Time}
 	var err error
@@ -64,9 +73,13 @@ func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev
 	}
 	if err != nil {
 		c.Log.Debug("the termination message of a container", "pod", pod.UID, "container", ct.Name, "error", err)
-		return // the next pass tries again
+		if driver == driverQemu && c.Clock.Since(time.Unix(0, end.Time)) < vmEndPatience {
+			return fmt.Errorf("how container %q has ended: %w", ct.Name, err)
+		}
+		return nil // the next pass tries again
 	}
 	c.with(pod.UID, func(s *podState) { s.messages[task] = m })
+	return nil
 }
 
 // vmEnd reads how a VM's command has ended, if the VM has one and that is why it has

@@ -221,7 +221,9 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	}
 	c.workProbes(pod, alloc)
 	if c.driver(pod) == driverQemu {
-		c.readMessages(ctx, pod, alloc) // they hold exit codes, which gates go by
+		if err := c.readMessages(ctx, pod, alloc); err != nil { // exit codes, which gates go by
+			return 0, err
+		}
 	}
 	again, err := c.workGates(ctx, pod, entry.Job, alloc)
 	if err != nil {
@@ -231,7 +233,9 @@ func (c *Controller) follow(ctx context.Context, pod *corev1.Pod, entry allocs.E
 	ends, unended := c.workContainers(ctx, pod, alloc)
 	again = sooner(sooner(again, refresh), ends)
 	c.tellPlacement(pod, alloc, entry.Unplaced)
-	c.readMessages(ctx, pod, alloc)
+	if err := c.readMessages(ctx, pod, alloc); err != nil {
+		return 0, err
+	}
 	c.readImages(ctx, pod, alloc)
 	status := translate.Status(pod, alloc, c.facts(pod, alloc, entry.Unplaced, nil))
 	over := alloc != nil && alloc.ClientTerminalStatus()
