@@ -126,10 +126,29 @@ func TestVirtualMachineVolumes(t *testing.T) {
 	})
 	t.Logf("a change came to the guest within %.1f s", time.Since(changed).Seconds())
 
+	// An agent that does not answer gets a change when it does.
+	_, _, _ = execIn(t, p, "c", nil, "sh", "-c", "(sleep 1; killall -STOP qemu-ga; sleep 40; killall -CONT qemu-ga) >/dev/null 2>&1 &")
+	eventually(t, 30*time.Second, "the agent is silent", func() error {
+		if _, _, code := execIn(t, p, "c", nil, "true"); code == 0 {
+			return fmt.Errorf("it answers")
+		}
+		return nil
+	})
+	conf.Data["greeting"], conf.ResourceVersion = "late", ""
+	if _, err := kube.CoreV1().ConfigMaps(ns).Update(t.Context(), conf, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 120*time.Second, "the late change in the guest", func() error {
+		if got, _, _ := execIn(t, p, "c", nil, "cat", "/etc/conf/greeting"); got != "late" {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
+
 	_, _, _ = execIn(t, p, "c", nil, "sh", "-c", "(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
 	p = await(t, kube, p, 60*time.Second, "restarted", func(p *corev1.Pod) bool { return status(p, "c").RestartCount == 1 })
 	p = await(t, kube, p, 120*time.Second, "ready again", ready)
-	same("cat /etc/conf/greeting /data/file; ls /mem", "good byekept\n")
+	same("cat /etc/conf/greeting /data/file; ls /mem", "latekept\n")
 
 	job, _, err := nomad.Jobs().Info(jobID(cluster, p), nil)
 	if err != nil || strings.Contains(deep(t, job), "s3cret") {
