@@ -71,12 +71,12 @@ func (r *Resolver) Serve(ctx context.Context, address string) error {
 	}
 	conns, err := lc.Listen(ctx, "tcp4", address)
 	if err != nil {
-		_ = packets.Close()
+		_ = packets.Close() // nothing is lost with it
 		return fmt.Errorf("listen for DNS: %w", err)
 	}
 	for _, s := range []*dns.Server{{PacketConn: packets}, {Listener: conns}} {
 		s.Handler = r
-		context.AfterFunc(ctx, func() { _ = s.Shutdown() })
+		context.AfterFunc(ctx, func() { _ = s.Shutdown() }) // it may have ended by itself
 		go func() {
 			if err := s.ActivateAndServe(); err != nil && ctx.Err() == nil {
 				r.Log.Error("does not answer DNS any more", "error", err)
@@ -124,7 +124,7 @@ func reply(w dns.ResponseWriter, req, m *dns.Msg) {
 		size = dns.MaxMsgSize
 	}
 	m.Truncate(size)
-	_ = w.WriteMsg(m)
+	_ = w.WriteMsg(m) // who asked is gone, or asks again
 }
 
 func asked(req *dns.Msg) question {
