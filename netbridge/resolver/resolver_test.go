@@ -48,7 +48,7 @@ func serve(t *testing.T, answer func(q dns.Question, m *dns.Msg)) *server {
 		if _, udp := w.LocalAddr().(*net.UDPAddr); udp {
 			m.Truncate(1232)
 		}
-		_ = w.WriteMsg(m)
+		_ = w.WriteMsg(m) // the test sees that no answer came
 	})
 	var running sync.WaitGroup
 	for _, srv := range []*dns.Server{{PacketConn: packets, Handler: h}, {Listener: conns, Handler: h}} {
@@ -115,7 +115,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b.address = free.LocalAddr().String()
-	_ = free.Close()
+	_ = free.Close() // the port is wanted free
 	if err := b.r.Serve(t.Context(), b.address); err != nil {
 		t.Fatal(err)
 	}
