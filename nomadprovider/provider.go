@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/accelerator"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/kubelet"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/pods"
@@ -80,6 +81,7 @@ func (p *Provider) lead(ctx context.Context) error {
 	})
 
 	source := stats.NewSource(p.Nomad, exec)
+	vms := accelerator.Finder{Nomad: p.Nomad, Clients: clients, Log: p.Log.Named("accelerator")}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { clients.Run(ctx); return nil })
 	for i, n := range nodes {
@@ -101,10 +103,14 @@ func (p *Provider) lead(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if runsVMs(vn) {
+			vms.For = append(vms.For, accelerator.For{Namespace: vn.Namespace, Counts: n.Counts})
+		}
 		g.Go(func() error { return n.Run(ctx) })
 		g.Go(func() error { return server.Run(ctx) })
 	}
 	g.Go(func() error { return ctrl.Run(ctx) })
+	g.Go(func() error { vms.Run(ctx); return nil })
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -122,6 +128,17 @@ func (p *Provider) region(clients *node.Clients) string {
 		p.Log.Warn("Nomad does not tell its region", "error", err)
 	}
 	return region
+}
+
+// runsVMs tells whether a virtual node has a runtime whose accelerator is to be
+// found out.
+func runsVMs(vn config.VirtualNode) bool {
+	for _, r := range vn.Runtimes {
+		if _, given := r.Config["accelerator"]; r.Driver == "qemu" && !given {
+			return true
+		}
+	}
+	return false
 }
 
 // view shows a virtual node to the pods room.

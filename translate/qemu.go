@@ -23,7 +23,7 @@ const (
 // vmMemory sets what a VM's task reserves, and may use where Nomad honours that.
 func (b *builder) vmMemory(r *api.Resources, guest int) {
 	r.MemoryMB = new(guest + vmOverheadMB)
-	if b.row.Config["accelerator"] == "kvm" {
+	if b.row.Config["accelerator"] == AcceleratorKVM {
 		return
 	}
 	if b.in.Node.MemoryOversubscription {
@@ -90,13 +90,29 @@ func (b *builder) vm(c *container) {
 	}
 	args = append(args, b.vmDisks(c)...)
 	args = append(args, b.vmFirmware()...)
+	args = append(args, b.vmHugePages()...)
+	args = append(args, b.vmPCIDevices()...)
 	args = append(args, b.vmKernel(c)...)
 	args = append(args, b.vmNetwork(c)...)
-	c.config["accelerator"] = "tcg"
+	b.vmAccelerator(c)
 	// A power button for the guest, and the monitor off the serial console.
 	c.config["graceful_shutdown"] = true
 	c.config["guest_agent"] = true
 	c.config["args"] = escapeAll(args)
+}
+
+// vmAccelerator is the client's own, as found out there; a row of the driver table
+// that names one wins. Nomad cannot tell a task of metadata that is not there, so
+// such clients are left out, and without any that has KVM it is not asked for.
+func (b *builder) vmAccelerator(c *container) {
+	c.config["accelerator"] = AcceleratorTCG
+	if _, given := b.row.Config["accelerator"]; given || !b.in.Node.KVM {
+		return
+	}
+	c.config["accelerator"] = "${meta." + AcceleratorMeta + "}"
+	b.job.Constraints = append(b.job.Constraints, &api.Constraint{
+		LTarget: "${meta." + AcceleratorMeta + "}", Operand: "regexp", RTarget: "^(" + AcceleratorKVM + "|" + AcceleratorTCG + ")$",
+	})
 }
 
 // vmCPUs are as many as requested, rounded up: cores of one socket, or as asked for.

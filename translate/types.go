@@ -63,6 +63,14 @@ const (
 	NetbridgeReady = "ready"
 )
 
+// AcceleratorMeta is the metadata of clients that says by which accelerator their
+// VMs run, one of the two below.
+const (
+	AcceleratorMeta = "qemu_accelerator"
+	AcceleratorKVM  = "kvm"
+	AcceleratorTCG  = "tcg"
+)
+
 // HostAccess lists what pods of a virtual node may take from the Nomad client
 // they run on. The zero value allows nothing.
 type HostAccess struct {
@@ -85,6 +93,11 @@ type HostAccess struct {
 	Unconfined bool `json:"unconfined,omitempty"`
 	// ImagePaths are the directories on clients from which VM disk images may be taken by path.
 	ImagePaths []string `json:"imagePaths,omitempty"`
+	// HugePages is where clients mount their huge pages (hugetlbfs); empty: VMs may not ask for them.
+	HugePages string `json:"hugePages,omitempty"`
+	// PCIDevices are the addresses, such as 0000:3b:00.0, of devices of clients that VMs may be given as
+	// their own. They must be bound to vfio-pci there. Such a guest can do to the device what root can.
+	PCIDevices []string `json:"pciDevices,omitempty"`
 }
 
 // Runtime is one row of the driver table: what a RuntimeClass means on a
@@ -122,6 +135,9 @@ type NodeProfile struct {
 	// DockerProxy says that clients of the pool have the proxy before their Docker
 	// engine that knows the users of images (nomadprovider/dockerproxy).
 	DockerProxy bool
+	// KVM says that a client of the pool is known to run VMs by KVM
+	// ([AcceleratorMeta]).
+	KVM bool
 	// DefaultMemoryMB is reserved for a container that names neither a memory
 	// request nor a limit.
 	DefaultMemoryMB int

@@ -37,12 +37,17 @@ const (
 	// AnnotationVMCPUTopology is how the VM's CPUs are arranged:
 	// sockets,cores,threads.
 	AnnotationVMCPUTopology = annotationVM + "cpu-topology"
+	// AnnotationVMHugePages asks, with "true", for memory of the client's huge pages
+	// ([HostAccess].HugePages), and AnnotationVMPCIDevices, addresses between commas,
+	// for devices of the client ([HostAccess].PCIDevices).
+	AnnotationVMHugePages  = annotationVM + "hugepages"
+	AnnotationVMPCIDevices = annotationVM + "pci-devices"
 )
 
 var vmAnnotations = map[string]bool{
 	AnnotationVMUserData: true, AnnotationVMUserDataFrom: true, AnnotationVMNetworkConfig: true, AnnotationVMSSHKeys: true,
 	AnnotationVMKernel: true, AnnotationVMInitrd: true, AnnotationVMCmdline: true, AnnotationVMFirmware: true,
-	AnnotationVMReady: true, AnnotationVMCPUTopology: true,
+	AnnotationVMReady: true, AnnotationVMCPUTopology: true, AnnotationVMHugePages: true, AnnotationVMPCIDevices: true,
 }
 
 // The files of cloud-init's NoCloud data source.

@@ -39,7 +39,9 @@ namespace "default" {
   }
 }
 
-# Capacity, health, addresses and load of clients.
+# Capacity, health, addresses and load of clients. With "write" nomad-kubelet
+# finds out which clients run VMs by KVM, and keeps that in their metadata
+# (docs/vms.md); it would then also be allowed to drain clients.
 node {
   policy = "read"
 }

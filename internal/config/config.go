@@ -272,6 +272,14 @@ func (c *Config) Validate() error {
 				bad("%s.hostAccess: %q is not an absolute path", at, dir)
 			}
 		}
+		if dir := n.HostAccess.HugePages; dir != "" && !path.IsAbs(dir) {
+			bad("%s.hostAccess.hugePages: %q is not an absolute path", at, dir)
+		}
+		for _, a := range n.HostAccess.PCIDevices {
+			if !translate.ValidPCIAddress(a) {
+				bad("%s.hostAccess.pciDevices: %q is not a device's address in lower case, such as 0000:3b:00.0", at, a)
+			}
+		}
 		for class, r := range n.Runtimes {
 			if r.Driver == "" {
 				bad("%s.runtimes[%q].driver: is missing", at, class)

@@ -142,6 +142,8 @@ func TestErrors(t *testing.T) {
 		{node("unreachableAfter: -1s"), "virtualNodes[0].unreachableAfter: -1s is negative"},
 		{node("clusterDNS: [dns]"), `virtualNodes[0].clusterDNS: "dns" is not an IP address`},
 		{node("hostAccess: {hostPaths: [srv]}"), `virtualNodes[0].hostAccess: "srv" is not an absolute path`},
+		{node("hostAccess: {hugePages: huge}"), `hostAccess.hugePages: "huge" is not an absolute path`},
+		{node("hostAccess: {pciDevices: ['3b:00.0']}"), `hostAccess.pciDevices: "3b:00.0" is not a device's address`},
 		{node("hostAccess: {imagePaths: [img]}"), `virtualNodes[0].hostAccess: "img" is not an absolute path`},
 		{node("taints: [{key: \"a b\", effect: NoExecute}]"), `virtualNodes[0].taints: key "a b":`},
 		{node("taints: [{key: k, effect: Never}]"), `virtualNodes[0].taints[k].effect: "Never" is none of`},

@@ -18,6 +18,7 @@ func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
 	d.drivers(r, where, c)
 	d.cni(r, where, c)
 	d.podNetwork(r, where, c)
+	d.accelerator(r, where, c)
 	d.compute(r, where, c.node)
 	self, err := d.agent(ctx, c.node)
 	if err != nil {
@@ -128,6 +129,21 @@ func (d *Doctor) podNetwork(r *Report, where string, c poolClient) {
 			Breaks: "no pod is placed on this client",
 			Remedy: "start netbridge agent there, with a Nomad token that may write nodes; netbridge status; send the Nomad agent one SIGHUP"})
 	}
+}
+
+// accelerator tells by what the client's VMs run.
+func (d *Doctor) accelerator(r *Report, where string, c poolClient) {
+	const what = "VM accelerator"
+	info := c.node.Drivers["qemu"]
+	if !slices.Contains(drivers(c), "qemu") || info == nil || !info.Healthy {
+		return
+	}
+	if found := c.node.Meta[translate.AcceleratorMeta]; found != "" {
+		r.ok(where, what, found)
+		return
+	}
+	r.add(Check{Where: where, What: what, Result: Warn, Found: "not known", Breaks: "VMs run in software (tcg) there, or on other clients",
+		Remedy: "nomad-kubelet tries it when it runs and its Nomad token may write nodes; or client { meta { " + translate.AcceleratorMeta + ` = "kvm" } }`})
 }
 
 // compute tells how Nomad's MHz relate to cores.

@@ -39,6 +39,10 @@ type ClientInfo struct {
 	// DockerProxy is set when the docker driver talks to its engine through
 	// the proxy of package dockerproxy.
 	DockerProxy bool
+	// QEMU is set when the qemu driver is there, and Accelerator is what its guests
+	// run by, as [translate.AcceleratorMeta] says; empty while nothing is known.
+	QEMU        bool
+	Accelerator string
 
 	index uint64
 }
@@ -60,6 +64,8 @@ func clientInfo(n *api.Node) ClientInfo {
 		Status:       n.Status,
 		Eligible:     n.SchedulingEligibility == api.NodeSchedulingEligible && n.DrainStrategy == nil && !n.Drain,
 		DockerProxy:  strings.Contains(n.Attributes[translate.DockerVersionAttribute], translate.DockerProxyMark),
+		QEMU:         isTrue(n.Attributes["driver.qemu"]),
+		Accelerator:  n.Meta[translate.AcceleratorMeta],
 		index:        n.ModifyIndex,
 	}
 	if c.HostIP == "" {
@@ -76,6 +82,9 @@ func clientInfo(n *api.Node) ClientInfo {
 	}
 	return c
 }
+
+// isTrue reads a driver's attribute.
+func isTrue(attribute string) bool { return attribute == "1" || attribute == "true" }
 
 // goArch maps what uname says to what Kubernetes uses; Nomad reports GOARCH.
 func goArch(arch string) string {

@@ -135,7 +135,7 @@ func (n *Node) Profile() translate.NodeProfile {
 	defer n.mu.Unlock()
 	p := config.Profile(n.o.Config)
 	p.Region, p.MHzPerCore, p.MemoryOversubscription = n.o.Region, n.sum.mhzPerCore, n.oversubscribed
-	p.DockerProxy = n.sum.dockerProxy
+	p.DockerProxy, p.KVM = n.sum.dockerProxy, n.sum.kvm > 0
 	return p
 }
 

@@ -19,6 +19,9 @@ const (
 	labelType      = "type"
 	labelTypeValue = "virtual-kubelet"
 
+	// labelKVM says whether clients run VMs by KVM: true, some or false.
+	labelKVM = translate.Domain + "/kvm"
+
 	// AnnotationProvider marks a Node that this program registered.
 	AnnotationProvider = translate.Domain + "/provider"
 	// annotationTaints lists the taints that this program put on the Node, so
@@ -45,6 +48,7 @@ func labels(name, pool, region string, network translate.NetworkMode, sum poolSu
 		translate.Domain + "/region":      region,
 		corev1.LabelTopologyRegion:        region,
 		translate.Domain + "/provided-by": "nomad",
+		labelKVM:                          sum.kvmLabel(),
 	}
 	for k, v := range l {
 		if v == "" || len(validation.IsValidLabelValue(v)) > 0 {

@@ -3,6 +3,8 @@ package node
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // defaultMHzPerCore is what a core counts while no client is known.
@@ -17,6 +19,9 @@ type poolSummary struct {
 	allocatable    corev1.ResourceList
 	// dockerProxy is set when a client that can take pods has the docker proxy.
 	dockerProxy bool
+	// qemu counts the clients that can take VMs and of which it is known by what
+	// they run them, kvm those that do by KVM.
+	qemu, kvm int
 	// sample stands for the pool where one value is wanted: the first ready
 	// client, else the first.
 	sample ClientInfo
@@ -49,6 +54,12 @@ func summarize(clients []ClientInfo, pool string, datacenters []string, podsPerC
 		}
 		ready = append(ready, c)
 		s.dockerProxy = s.dockerProxy || c.DockerProxy
+		if c.QEMU && c.Accelerator != "" {
+			s.qemu++
+			if c.Accelerator == translate.AcceleratorKVM {
+				s.kvm++
+			}
+		}
 		archs[c.Arch]++
 		if s.arch == "" || archs[c.Arch] > archs[s.arch] {
 			s.arch = c.Arch
@@ -63,6 +74,19 @@ func summarize(clients []ClientInfo, pool string, datacenters []string, podsPerC
 	}
 	s.addUp(ready, podsPerClient)
 	return s
+}
+
+// kvmLabel is the value of the Node's label on KVM, empty while nothing is known.
+func (s *poolSummary) kvmLabel() string {
+	switch {
+	case s.qemu == 0:
+		return ""
+	case s.kvm == 0:
+		return "false"
+	case s.kvm < s.qemu:
+		return "some"
+	}
+	return "true"
 }
 
 // addUp counts CPU in cores of the pool's fastest client: the same MHz that a
