@@ -251,6 +251,8 @@ func (b *builder) task(c *container) {
 	switch {
 	case b.row.Driver == driverQemu:
 		b.vm(c)
+	case b.row.Driver == driverVirt:
+		b.virt(c)
 	case b.dockerShaped():
 		b.environment(c)
 		b.dockerTask(c)

@@ -109,7 +109,7 @@ func (b *builder) memory(c *corev1.Container) memoryPlan {
 	}
 	over := b.in.Node.MemoryOversubscription
 	switch {
-	case b.row.Driver == driverQemu:
+	case b.row.Driver == driverQemu, b.row.Driver == driverVirt:
 		if hasLim && hasReq && mib(lim) != reserve {
 			return memoryPlan{reserve: reserve, limit: reserve, field: "limits.memory", note: "the VM has the memory that it requests"}
 		}

@@ -89,7 +89,7 @@ func (b *builder) vmSeed() Disk {
 		f.Path, f.Mode = name, 0o400
 		d.Files = append(d.Files, f)
 	}
-	add(seedUserData, b.vmUserData())
+	add(seedUserData, b.vmUserData(&b.fileItems))
 	add(seedMetaData, VolumeFile{Data: b.vmMetaData()})
 	network := b.pod.Annotations[AnnotationVMNetworkConfig]
 	if network == "" {
@@ -99,7 +99,9 @@ func (b *builder) vmSeed() Disk {
 	return d
 }
 
-func (b *builder) vmUserData() VolumeFile {
+// vmUserData is cloud-init's user-data; where an object holds it, it is one of the
+// items.
+func (b *builder) vmUserData(items *items) VolumeFile {
 	const none = "#cloud-config\n{}\n"
 	inline, from := b.pod.Annotations[AnnotationVMUserData], b.pod.Annotations[AnnotationVMUserDataFrom]
 	field := "metadata.annotations[" + AnnotationVMUserDataFrom + "]"
@@ -122,7 +124,7 @@ func (b *builder) vmUserData() VolumeFile {
 				b.miss("couldn't find key %s in %s %s/%s", ref.Key, kind, b.pod.Namespace, ref.Name)
 			}
 		}
-		return VolumeFile{Item: b.fileItems.add(kind.item(ref.Name, ref.Key, false))}
+		return VolumeFile{Item: items.add(kind.item(ref.Name, ref.Key, false))}
 	}
 	return VolumeFile{}
 }
