@@ -84,7 +84,7 @@ test-e2e: programs bin/metrics-server ## Run the tests on real components
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 60m ./test/e2e
 
 .PHONY: test-netbridge
-test-netbridge: programs bin/consul ## Run the pod network's tests, on hosts that are network namespaces (as root)
+test-netbridge: programs bin/consul bin/kube-proxy ## Run the pod network's tests, on hosts that are network namespaces (as root)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 20m ./netbridge/... ./test/netbridge
 
 .PHONY: bench

@@ -81,6 +81,8 @@ func (b *builder) vm(c *container) {
 		"-device", "pvpanic", "-action", "panic=exit-failure",
 		// With this a VM that has to be killed says so in its exit code.
 		"-device", "isa-debug-exit",
+		// By this the guest tells of its memory.
+		"-device", "virtio-balloon-pci,id=balloon",
 	}
 	b.variables(c)
 	b.vmMounts(c)

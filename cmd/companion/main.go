@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -41,6 +42,8 @@ const usage = `usage: companion COMMAND
                    other commands are run beside it
   vm-press MONITOR press the power button
   vm-cut MONITOR   end the VM at once
+  vm-memory MONITOR
+                   print the guest's memory, as its balloon device tells it
   vm-exec AGENT DISK SIGN COMMAND...
   vm-check AGENT DISK SIGN COMMAND...
                    say SIGN, wait for a line, and run COMMAND by the guest agent
@@ -79,6 +82,12 @@ func main() {
 		answer(companion.Press(stop, args[1]))
 	case len(args) == 2 && args[0] == "vm-cut":
 		answer(companion.Cut(stop, args[1]))
+	case len(args) == 2 && args[0] == "vm-memory":
+		var m companion.Memory
+		if m, err = companion.GuestMemory(stop, args[1]); err == nil {
+			err = json.NewEncoder(os.Stdout).Encode(m)
+		}
+		time.Sleep(companion.Linger)
 	case len(args) > 4 && args[0] == "vm-exec":
 		code := companion.GuestExec(stop, args[1], args[2], args[3], args[4:], os.Stdin, os.Stdout, os.Stderr)
 		time.Sleep(companion.Linger)

@@ -16,7 +16,7 @@ import (
 // would read, guest agent, power button, the sign of a crash, and the file system of volumes.
 var vmModules = []string{
 	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
-	"failover", "net_failover", "virtio_net", "virtio_blk", "cdrom", "isofs", "virtio_console", "button", "evdev",
+	"failover", "net_failover", "virtio_net", "virtio_blk", "cdrom", "isofs", "virtio_console", "button", "evdev", "virtio_balloon",
 	"pvpanic", "pvpanic-mmio",
 	"crc16", "crc32c_generic", "libcrc32c", "mbcache", "jbd2", "ext4",
 }

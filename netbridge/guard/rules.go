@@ -68,11 +68,16 @@ func (r Rules) transaction(nft knftables.Interface) *knftables.Transaction {
 	return tx
 }
 
+// serviceMark is what kube-proxy marks packets with that it must masquerade, such as
+// those of a pod that reaches itself by a Service (its masqueradeBit, 14).
+const serviceMark = "meta mark & 0x4000 == 0x4000"
+
 // nomasq keeps sources; whatever leaves the fabric from a local pod gets the
 // machine's.
 func (r Rules) nomasq() []string {
 	bursts := []netip.Prefix{r.Burst, r.Host}
 	rules := []string{
+		serviceMark + " return",
 		fmt.Sprintf("ip saddr %s ip daddr %s snat to ip saddr", set(bursts), set(r.overlay())),
 	}
 	if len(r.Cluster) > 0 {

@@ -25,8 +25,9 @@
 //
 // Nomad does not tell a container's working set either, which is what it uses but
 // for files that have not been read of late. What stands for it is the usage without
-// any files, those in memory (tmpfs) included, and so is lower. Of VMs it is the
-// resident memory of qemu.
+// any files, those in memory (tmpfs) included, and so is lower. Of VMs it is what
+// the guest uses, by its own word (MemTotal less MemAvailable, by the balloon
+// device), or else the resident memory of qemu.
 //
 // The node is the sum of its pool's machines, whatever else runs there: CPU by
 // integration, of the time in user and system mode; memory that is not available.

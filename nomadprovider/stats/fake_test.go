@@ -26,8 +26,10 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/connect"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/dockerproxy"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // nomad is a Nomad of which the test says what is used, and the docker proxies of
@@ -41,6 +43,8 @@ type nomad struct {
 	bytes uint64
 	// used are the counters that the proxies answer, by container.
 	used map[string]time.Duration
+	// guests are what VMs tell of their memory, by allocation.
+	guests map[string]companion.Memory
 	// broken are the clients and allocations that answer with an error, proxiless
 	// the allocations without a proxy.
 	broken    map[string]bool
@@ -111,8 +115,11 @@ func (n *nomad) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Run is the docker proxy's end.
+// Run is the docker proxy's end, and that of the companion beside a VM.
 func (n *nomad) Run(_ context.Context, c taskexec.Command) (int, error) {
+	if c.Task == translate.CompanionTask {
+		return n.guest(c)
+	}
 	defer n.enter("proxy-" + c.AllocID)()
 	if c.Driver != "docker" || !c.Handshake || c.Argv[0] != dockerproxy.CallProgram || c.Argv[1] != dockerproxy.CallUsage {
 		return 0, fmt.Errorf("ran %+v", c)
@@ -141,6 +148,21 @@ func (n *nomad) Run(_ context.Context, c taskexec.Command) (int, error) {
 		answer[w.Name] = u
 	}
 	return 0, json.NewEncoder(c.Out).Encode(answer)
+}
+
+func (n *nomad) guest(c taskexec.Command) (int, error) {
+	defer n.enter("guest-" + c.AllocID)()
+	if c.Driver != "docker" || !slices.Equal(c.Argv, []string{"/companion", "vm-memory", translate.VMPlug}) {
+		return 0, fmt.Errorf("ran %+v", c)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m, ok := n.guests[c.AllocID]
+	if !ok {
+		_, _ = io.WriteString(c.ErrOut, "the guest tells nothing of its memory")
+		return 1, nil
+	}
+	return 0, json.NewEncoder(c.Out).Encode(m)
 }
 
 // bench is a Gatherer on such a Nomad.

@@ -22,6 +22,7 @@ const (
 	gatherTimeout = 8 * time.Second
 
 	driverDocker = "docker"
+	driverQemu   = "qemu"
 )
 
 // Pod is a pod that has not ended.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
 )
 
 func (b *bench) summarize(t *testing.T) *statsapi.Summary {
@@ -52,14 +54,14 @@ func TestOneGatheringForAll(t *testing.T) {
 	wg.Wait()
 	b.clock.SetTime(at(19))
 	_ = b.usedBy(t)
-	if got := b.take(); got != "n1 p-alloc" {
+	if got := b.take(); got != "guest-p-alloc n1 p-alloc" {
 		t.Errorf("asked %s", got)
 	}
 	b.sampled(20, 0.5)
 	if got := b.usedBy(t); got != "p=10.0 a:10.0" {
 		t.Error(got)
 	}
-	if got := b.take(); got != "n1 p-alloc" {
+	if got := b.take(); got != "guest-p-alloc n1 p-alloc" {
 		t.Errorf("asked %s", got)
 	}
 }
@@ -100,7 +102,7 @@ func TestProxy(t *testing.T) {
 	if got := b.usedBy(t); got != "host=2.0 a:2.0; old=340.0 a:300.0 b:40.0; vm=5.0 a:5.0; plain=5.0 a:5.0" {
 		t.Error(got)
 	}
-	if got := b.take(); got != "plain-alloc proxy-old-alloc vm-alloc" {
+	if got := b.take(); got != "guest-vm-alloc plain-alloc proxy-old-alloc vm-alloc" {
 		t.Errorf("asked %s", got)
 	}
 	for _, p := range b.summarize(t).Pods {
@@ -114,8 +116,25 @@ func TestProxy(t *testing.T) {
 	if got := b.usedBy(t); got != "host=13.0 a:13.0; old=380.0 a:320.0 b:60.0; vm=17.5 a:17.5; plain=17.5 a:17.5" {
 		t.Error(got)
 	}
-	if got := b.take(); got != "host-alloc old-alloc plain-alloc proxy-old-alloc vm-alloc" {
+	if got := b.take(); got != "guest-vm-alloc host-alloc old-alloc plain-alloc proxy-old-alloc vm-alloc" {
 		t.Errorf("asked %s", got)
+	}
+}
+
+// A VM's memory is what its guest uses, and what qemu takes while the guest does
+// not tell.
+func TestGuestMemory(t *testing.T) {
+	b := newBench(t)
+	b.bytes = 300 << 20
+	b.pods = []Pod{podOn("n1", "told", "qemu", "a"), podOn("n1", "silent", "qemu", "a")}
+	b.clients = []Client{{ID: "n1", Counted: true}}
+	b.guests = map[string]companion.Memory{"told-alloc": {Total: 200 << 20, Available: 150 << 20}}
+	b.sampled(10, 0.5)
+	want := map[string]uint64{"told": 50 << 20, "silent": 300 << 20}
+	for _, p := range b.summarize(t).Pods {
+		if got := *p.Containers[0].Memory.WorkingSetBytes; got != want[p.PodRef.Name] {
+			t.Errorf("%s uses %d MiB", p.PodRef.Name, got>>20)
+		}
 	}
 }
 

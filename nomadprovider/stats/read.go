@@ -157,9 +157,13 @@ func (g *Gatherer) readNomad(ctx context.Context, pods []Pod, clients []Client, 
 				f.change(func() { answers[client] = false })
 				return nil
 			}
+			guest := g.guestMemory(ctx, list[0])
 			f.change(func() {
 				for _, c := range list {
 					if s, ok := fromNomad(tasks[translate.TaskName(c.Name)], c.pod.Driver); ok && s.at.After(c.StartedAt) {
+						if guest != nil {
+							s.memory = *guest
+						}
 						f.containers[c.run()] = s
 					}
 				}
@@ -168,4 +172,19 @@ func (g *Gatherer) readNomad(ctx context.Context, pods []Pod, clients []Client, 
 		})
 	}
 	_ = group.Wait() // none fails
+}
+
+// guestMemory is what a VM's guest says that it uses; nil where it does not, and
+// what qemu takes on the client stands for it, and for pods that are none.
+func (g *Gatherer) guestMemory(ctx context.Context, c placed) *memory {
+	if c.pod.Driver != driverQemu {
+		return nil
+	}
+	m, err := g.o.Source.guest(ctx, g.o.Namespace, c.AllocID)
+	if err != nil {
+		g.o.Log.Debug("a guest did not tell of its memory", "pod", c.pod.Object.Namespace+"/"+c.pod.Object.Name, "error", err)
+		return nil
+	}
+	used := m.Total - m.Available
+	return &memory{workingSet: used, usage: &used}
 }

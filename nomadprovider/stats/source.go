@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/dockerproxy"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/taskexec"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
@@ -99,6 +100,25 @@ func (s *Source) client(ctx context.Context, id string) (out hostSample, err err
 		return nil
 	})
 	return out, err
+}
+
+// guest asks the companion beside a VM for its guest's memory.
+func (s *Source) guest(ctx context.Context, namespace, allocID string) (m companion.Memory, err error) {
+	err = s.call(ctx, func(ctx context.Context) error {
+		out, complaint := &limited{left: complaintBytes}, &limited{left: complaintBytes}
+		code, err := s.exec.Run(ctx, taskexec.Command{
+			Namespace: namespace, AllocID: allocID, Task: translate.CompanionTask, Driver: driverDocker, Handshake: true,
+			Argv: []string{"/companion", "vm-memory", translate.VMPlug}, In: bytes.NewReader(nil), Out: out, ErrOut: complaint,
+		})
+		switch {
+		case err != nil:
+			return err
+		case code != 0:
+			return fmt.Errorf("the companion ended with %d: %s", code, bytes.TrimSpace(complaint.Bytes()))
+		}
+		return json.Unmarshal(out.Bytes(), &m)
+	})
+	return m, err
 }
 
 // proxy asks the docker proxy of a client what containers there use, in one of

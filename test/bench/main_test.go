@@ -112,7 +112,7 @@ func start(ctx context.Context) error {
 	}
 	var node config.VirtualNode
 	hy.Cluster, err = devcluster.Up(ctx, devcluster.Options{
-		Dir: dir, BinDir: bin, PortBase: *portBase, OwnDocker: true, MockRuntime: true,
+		Dir: dir, BinDir: bin, PortBase: *portBase, OwnDocker: true, MockRuntime: true, VMImage: true,
 		CacheDir: filepath.Join(bin, "..", ".dev", "bench-cache"),
 		// Its profiles tell how many queries wait in Nomad.
 		ExtraNomadHCL: "enable_debug = true\n",

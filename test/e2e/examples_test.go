@@ -104,3 +104,18 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("an unknown node pool: %v\n%s", err, out)
 	}
 }
+
+// Nomad takes the jobs that deploy/nomad holds.
+func TestDeployedJobs(t *testing.T) {
+	t.Parallel()
+	jobs, err := filepath.Glob("../../deploy/nomad/*.nomad.hcl")
+	if err != nil || len(jobs) == 0 {
+		t.Fatalf("no jobs (%v)", err)
+	}
+	for _, job := range jobs {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(binDir(), "nomad"), "job", "validate", "-address", cluster.NomadAddress(), job).CombinedOutput()
+		if err != nil || strings.Contains(string(out), "Warning") {
+			t.Errorf("%s: %v\n%s", job, err, out)
+		}
+	}
+}

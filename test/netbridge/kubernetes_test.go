@@ -48,7 +48,7 @@ func TestOneWordForReady(t *testing.T) {
 // which is a network namespace, and a node of the cluster beside it.
 func TestPodsOfKubernetes(t *testing.T) {
 	needs(t)
-	netlab.Root(t, "nomad", "dockerd", "kube-apiserver", "nomad-kubelet", "kubectl", "unshare")
+	netlab.Root(t, "nomad", "dockerd", "kube-apiserver", "nomad-kubelet", "kubectl", "kube-proxy", "unshare")
 	if os.Getenv(machineEnv) == "" {
 		inOwnNamespace(t)
 		return
@@ -116,6 +116,8 @@ func TestPodsOfKubernetes(t *testing.T) {
 		t.Errorf("the cluster's pod is called by %s, not %s", seen, one)
 	}
 	names.check(t, c, b)
+	kubeProxy(t, c)
+	(&services{t: t, c: c, kube: kube, far: far}).check(one, two)
 	forwards(t, c, "first")
 	for _, name := range []string{"first", "second"} {
 		if err := kube.CoreV1().Pods("default").Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(1))}); err != nil {
@@ -131,7 +133,7 @@ func inOwnNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("unshare", "--net", self, "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "5m")
+	cmd := exec.Command("unshare", "--net", self, "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "8m")
 	cmd.Env = append(os.Environ(), machineEnv+"=1", "NETBRIDGE="+filepath.Dir(program))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	var out bytes.Buffer
