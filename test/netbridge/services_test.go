@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -209,58 +208,73 @@ func heardOn(t *testing.T, at *pod, port int, call func()) string {
 }
 
 // udp has one flow, always from the same port, go to a Service that has an
-// endpoint, none, and one again: no entry of the kernel's holds it at the former.
+// endpoint, none, and another one: no entry of the kernel's holds it at the former.
+// (While there is none, kube-proxy lets flows go on: pkg/proxy/conntrack, cleanup.go.)
 func (s *services) udp() {
 	t := s.t
-	var conn net.PacketConn
-	s.far.Must(func() (err error) { conn, err = net.ListenPacket("udp4", s.far.ip+":0"); return err })
-	defer conn.Close()
-	got := make(chan string, 1000)
-	go func() {
-		buf := make([]byte, 100)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			host, _, _ := net.SplitHostPort(from.String())
-			got <- host + " " + strings.TrimSpace(string(buf[:n]))
-		}
-	}()
-	_, port, _ := net.SplitHostPort(conn.LocalAddr().String())
-	n, _ := strconv.Atoi(port)
-	p := corev1.ServicePort{Name: "p", Port: 53, TargetPort: intstr.FromInt32(int32(n)), Protocol: corev1.ProtocolUDP}
+	before, after := s.hears(), s.hears()
+	p := corev1.ServicePort{Name: "p", Port: 53, TargetPort: intstr.FromInt32(before.port), Protocol: corev1.ProtocolUDP}
 	ip := s.service("udp", corev1.ServiceSpec{Ports: []corev1.ServicePort{p}})
 	s.at("udp", p, true)
 	// syslogd keeps one socket, while endpoints come and go.
 	s.from("first", `syslogd -R `+ip+`:53; (while :; do logger tick; sleep 0.2; done) </dev/null >/dev/null 2>&1 &`)
-	arrives := func(limit time.Duration) bool {
-		for end := time.After(limit); ; {
-			select {
-			case <-got:
-				return true
-			case <-end:
-				return false
-			}
-		}
-	}
-	if !arrives(30 * time.Second) {
-		t.Fatal("nothing came by a UDP Service")
+	if got := before.within(30 * time.Second); !strings.HasSuffix(got, " root: tick") {
+		t.Fatalf("by a UDP Service came %q", got)
 	}
 	s.at("udp", p, false)
-	eventually(t, "silence", 30*time.Second, func() bool {
-		for len(got) > 0 {
-			<-got
-		}
-		return !arrives(time.Second)
+	eventually(t, "refusal of new flows", 30*time.Second, func() bool {
+		return s.from("second", "nslookup -timeout=1 -retry=0 nowhere.example "+ip+" >/dev/null 2>&1; echo $?") != "0"
 	})
+	p.TargetPort = intstr.FromInt32(after.port)
 	s.at("udp", p, true)
 	began := time.Now()
-	if !arrives(10 * time.Second) {
-		t.Error("a UDP flow does not come back with its Service's endpoint")
+	if after.within(10*time.Second) == "" {
+		t.Error("a UDP flow does not follow its Service to another endpoint")
 	}
-	t.Logf("a UDP flow is back %s after its Service's endpoint", time.Since(began).Round(time.Millisecond))
-	if by := slices.Collect(func(yield func(string) bool) { yield(<-got) })[0]; !strings.HasSuffix(by, " tick") {
-		t.Errorf("came: %q", by)
+	t.Logf("a UDP flow is at its Service's new endpoint after %s", time.Since(began).Round(time.Millisecond))
+	before.drain()
+	if late := before.within(2 * time.Second); late != "" {
+		t.Errorf("the former endpoint still gets %q", late)
+	}
+}
+
+// hearing is a UDP port of the cluster's pod.
+type hearing struct {
+	port int32
+	got  chan string
+}
+
+func (s *services) hears() hearing {
+	s.t.Helper()
+	var conn net.PacketConn
+	s.far.Must(func() (err error) { conn, err = net.ListenPacket("udp4", s.far.ip+":0"); return err })
+	s.t.Cleanup(func() { _ = conn.Close() })
+	h := hearing{int32(conn.LocalAddr().(*net.UDPAddr).Port), make(chan string, 1000)}
+	go func() {
+		buf := make([]byte, 1000)
+		for {
+			n, _, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			h.got <- strings.TrimSpace(string(buf[:n]))
+		}
+	}()
+	return h
+}
+
+// within is what comes in that time, or nothing.
+func (h hearing) within(limit time.Duration) string {
+	select {
+	case text := <-h.got:
+		return text
+	case <-time.After(limit):
+		return ""
+	}
+}
+
+func (h hearing) drain() {
+	for len(h.got) > 0 {
+		<-h.got
 	}
 }
