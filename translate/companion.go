@@ -44,7 +44,7 @@ func HasFiles(pod *corev1.Pod, driver string) bool {
 		if len(mounts) == 0 {
 			continue
 		}
-		if written(v) {
+		if written(v) || ownedClaim(pod, v, mounts, b.fsGroup() != nil, b.nonRoot()) {
 			return true
 		}
 		if v.EmptyDir == nil {
@@ -92,8 +92,8 @@ func (b *builder) files() *Files {
 		v := b.volumes[b.pod.Spec.Volumes[i].Name]
 		switch {
 		case !v.companion:
-		case v.EmptyDir != nil:
-			dir := Dir{Path: v.at, GID: gid, Mode: 0o777}
+		case v.EmptyDir != nil, v.requested:
+			dir := Dir{Path: v.at, GID: gid, Mode: 0o777, Kept: v.requested}
 			if gid != nil {
 				dir.Mode |= 0o2000 // setgid, as the kubelet's SetVolumeOwnership
 			}
@@ -150,6 +150,7 @@ func (b *builder) companionTask() {
 		Resources:     b.companionResources(),
 		RestartPolicy: forever(),
 		Config:        config,
+		VolumeMounts:  b.companionClaims(),
 	}
 	if b.row.Driver == driverQemu {
 		b.vmCompanion(t)

@@ -142,9 +142,15 @@ func (b *builder) joinVolumes(c *container, allocID string) (beyond bool) {
 		field := c.path + ".volumeMounts[" + m.MountPath + "]"
 		at := &volume{Volume: v.Volume, field: v.field, readOnly: v.readOnly, mustExist: true}
 		b.volumes[m.Name] = at
-		if v.HostPath != nil {
-			at.source, at.mustExist = v.source, v.mustExist
+		if v.requested {
+			at.source, _ = layout.clientPath(v, "mounts in ephemeral containers")
+		}
+		if v.HostPath != nil || ClaimName(b.pod, v.Volume) != "" {
+			if !v.requested {
+				at.source, at.mustExist = v.source, v.mustExist
+			}
 			b.refusals = append(b.refusals, layout.refusalsOf(v)...)
+			b.awaited = append(b.awaited, layout.awaited...)
 			continue
 		}
 		switch path, inAlloc := strings.CutPrefix(v.source, "../"); {

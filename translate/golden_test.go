@@ -109,7 +109,7 @@ func renderResult(t *testing.T, res *Result, err error) map[string]string {
 				out["error.txt"] += r.Field + ": " + r.Reason + "\n"
 			}
 		case errors.As(err, &missing):
-			out["error.txt"] = strings.Join(missing.Messages, "\n") + "\n"
+			out["error.txt"] = strings.Join(slices.Concat(missing.Messages, missing.Claims), "\n") + "\n"
 		default:
 			t.Fatalf("error of type %T: %v", err, err)
 		}

@@ -87,6 +87,10 @@ func (w *hclWriter) block(body *hclwrite.Body, name string, f reflect.Value) {
 	case f.Kind() == reflect.Map && (name == "env" || name == "meta") && !identifiers(f):
 		// Keys that are no identifiers are allowed in the attribute's form.
 		w.attribute(body, name, f)
+	case f.Kind() == reflect.Map && f.Type().Elem().Kind() == reflect.Pointer:
+		for _, key := range sortedMapKeys(f) {
+			w.block(body, name, f.MapIndex(reflect.ValueOf(key)))
+		}
 	case f.Kind() == reflect.Map:
 		w.mapBody(body.AppendNewBlock(name, nil).Body(), f)
 	case f.Kind() == reflect.Slice:

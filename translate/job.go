@@ -27,6 +27,8 @@ type builder struct {
 	notes    []Note
 	refusals []Refusal
 	missing  []string
+	// awaited is what is said of claims that the pod waits for.
+	awaited []string
 
 	volumes map[string]*volume
 	// companion says that the pod has one, and writesFiles that its containers
@@ -92,8 +94,8 @@ func (b *builder) result() (*Result, error) {
 	if len(b.refusals) > 0 {
 		return nil, &RefusedError{Refusals: b.refusals}
 	}
-	if len(b.missing) > 0 {
-		return nil, &MissingError{Messages: b.missing}
+	if len(b.missing)+len(b.awaited) > 0 {
+		return nil, &MissingError{Messages: b.missing, Claims: b.awaited}
 	}
 	return &Result{Job: b.job, Items: b.items.list, Files: b.files(), ClosedGates: b.closed, Notes: b.notes}, nil
 }
@@ -109,6 +111,14 @@ func (b *builder) miss(format string, args ...any) {
 	m := fmt.Sprintf(format, args...)
 	if !slices.Contains(b.missing, m) {
 		b.missing = append(b.missing, m)
+	}
+}
+
+// await is for volumes that cannot be mounted yet.
+func (b *builder) await(format string, args ...any) {
+	m := fmt.Sprintf(format, args...)
+	if !slices.Contains(b.awaited, m) {
+		b.awaited = append(b.awaited, m)
 	}
 }
 

@@ -28,7 +28,7 @@ func (b *builder) mounts(c *container) {
 			continue
 		}
 		target, ok := b.mountTarget(c, m, field)
-		if !ok || v.source == "" && !v.tmpfs {
+		if !ok || v.source == "" && !v.tmpfs && !v.requested {
 			continue
 		}
 		if v.tmpfs {
@@ -41,6 +41,10 @@ func (b *builder) mounts(c *container) {
 		}
 		source, ok := b.mountSource(c, m, v, field)
 		if !ok {
+			continue
+		}
+		if v.requested && source == "" {
+			b.mountClaim(c, m, v, target, field)
 			continue
 		}
 		readOnly := m.ReadOnly || v.readOnly
@@ -67,7 +71,7 @@ func (b *builder) mounts(c *container) {
 		c.config["mount"] = mounts
 	}
 	for i := range c.VolumeDevices {
-		b.refuse(c.path+".volumeDevices["+c.VolumeDevices[i].DevicePath+"]", "persistent volumes are not there yet")
+		b.refuse(c.path+".volumeDevices["+c.VolumeDevices[i].DevicePath+"]", "block devices are not there on Nomad")
 	}
 }
 
@@ -88,7 +92,7 @@ func (b *builder) mountTarget(c *container, m *corev1.VolumeMount, field string)
 }
 
 // mountSource appends the sub-path.
-func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, field string) (string, bool) {
+func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, field string) (_ string, ok bool) {
 	sub := m.SubPath
 	if m.SubPathExpr != "" {
 		s, ok := expand(m.SubPathExpr, c.env.lookup).static()
@@ -111,16 +115,22 @@ func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, fi
 		return "", false
 	}
 	sub = path.Clean(sub)
+	source := v.source
+	if v.requested && b.row.Driver != driverQemu {
+		if source, ok = b.clientPath(v, "sub-paths"); !ok {
+			return "", false
+		}
+	}
 	if v.companion {
-		if v.EmptyDir != nil && !slices.Contains(v.dirs, sub) {
+		if (v.EmptyDir != nil || v.requested) && !slices.Contains(v.dirs, sub) {
 			v.dirs = append(v.dirs, sub)
 		}
-		return v.source + "/" + sub, true
+		return source + "/" + sub, true
 	}
-	if v.EmptyDir != nil && b.nonRoot() && !strings.Contains(v.source, ":") {
+	if (v.EmptyDir != nil || v.requested) && b.nonRoot() && !strings.Contains(source, ":") {
 		b.note(field+".subPath", "the directory is created for root alone if it is not there")
 	}
-	return v.source + "/" + sub, true
+	return source + "/" + sub, true
 }
 
 // propagation returns Docker's word for a mount propagation, "" for none.

@@ -343,7 +343,7 @@ func (b *builder) podSecurity() {
 		return
 	}
 	if s.FSGroup != nil && b.in.Node.CompanionImage == "" {
-		b.note("spec.securityContext.fsGroup", "emptyDir volumes are not given to the group: set virtualNodes[].companionImage")
+		b.note("spec.securityContext.fsGroup", "volumes are not given to the group: set virtualNodes[].companionImage")
 	}
 	if s.SupplementalGroupsPolicy != nil && *s.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict {
 		b.refuse("spec.securityContext.supplementalGroupsPolicy", "Docker adds the image's groups: Strict is not there")

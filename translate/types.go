@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -170,10 +171,25 @@ type Inputs struct {
 	// Services are those whose environment variables the pod sees
 	// (its namespace's, and default/kubernetes), sorted by name.
 	Services []corev1.Service
+	// Claims are the PersistentVolumeClaims that the pod names, by name; one that does
+	// not exist has no entry.
+	Claims map[string]Claim
 	// Offline is set when there is no cluster to ask (the dry run): what is
 	// not in ConfigMaps and Secrets is then assumed to exist, and noted where
 	// the job depends on its keys.
 	Offline bool
+}
+
+// Claim is a PersistentVolumeClaim with what it is bound to.
+type Claim struct {
+	// Pending says, in the kubelet's words, why it cannot be used yet.
+	Pending     string
+	AccessModes []corev1.PersistentVolumeAccessMode
+	// Volume is what it is bound to, nil for none.
+	Volume *corev1.PersistentVolumeSpec
+	// Paths are where those Nomad clients of the virtual node that have it have the
+	// host volume that the claim is bound to.
+	Paths []string
 }
 
 // Item is one projected value: the key under which it lies in the job's
@@ -280,6 +296,9 @@ type Disk struct {
 	Base, Backing string
 	// SizeMB is the disk's size, 0 for the image's.
 	SizeMB int64
+	// Raw disks have no format, and are kept when the pod goes; of those that are
+	// ReadOnly none is made.
+	Raw, ReadOnly bool
 	// Label is the name of the file system (ISO 9660) that Files lie on.
 	Label string
 	// Archive is set for a disk that is an archive (tar) of Files and Program, and
@@ -317,6 +336,9 @@ type Dir struct {
 	Path string
 	GID  *int64
 	Mode uint32
+	// Kept directories that are there keep their mode and owner, but that they are
+	// given to the group, if there is one.
+	Kept bool
 }
 
 // Refusal names a field that this virtual node cannot carry, why, and the
@@ -334,11 +356,16 @@ func (e *RefusedError) Error() string {
 	return strings.Join(parts, "; ")
 }
 
-// MissingError is returned for a pod that waits for an object or a key. Its
-// text is the kubelet's ("configmap \"x\" not found").
-type MissingError struct{ Messages []string }
+// MissingError is returned for a pod that waits for an object or a key, or for a
+// claim to be bound. Its text is the kubelet's ("configmap \"x\" not found").
+type MissingError struct {
+	Messages []string
+	// Claims is what is said of volumes that cannot be mounted yet, which the
+	// kubelet tells in events.
+	Claims []string
+}
 
-func (e *MissingError) Error() string { return strings.Join(e.Messages, "; ") }
+func (e *MissingError) Error() string { return strings.Join(slices.Concat(e.Messages, e.Claims), "; ") }
 
 // JobID is the ID of a pod's job: k8s-<cluster>-<pod UID>. It has no dots,
 // which Variable paths do not take, and none is a prefix of another.

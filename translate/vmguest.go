@@ -66,6 +66,8 @@ func (b *builder) vmVolume(v *volume) {
 		for _, f := range v.files {
 			b.guest.files = append(b.guest.files, VolumeFile{Path: "volumes/" + v.Name + "/" + f.path, Item: f.item, Data: f.data, Mode: f.mode & 0o777})
 		}
+	case s.PersistentVolumeClaim != nil, s.Ephemeral != nil:
+		b.vmClaim(v)
 	case s.HostPath != nil:
 		b.refuse(v.field, "a VM does not see its client's files")
 	default:
@@ -141,7 +143,7 @@ func (b *builder) vmMounts(c *container) {
 			continue
 		}
 		kind, mode := "disks/", "rw"
-		if v.EmptyDir == nil {
+		if v.EmptyDir == nil && ClaimName(b.pod, v.Volume) == "" {
 			kind = "volumes/"
 		}
 		if m.ReadOnly || v.readOnly {

@@ -28,6 +28,11 @@ type volume struct {
 	dirs []string
 	// readOnly volumes cannot be written, whatever the mount says.
 	readOnly bool
+	// requested is set for a volume block of the group, which Nomad mounts; paths are
+	// where Nomad's clients have it, as far as they are known. csi is set for one of
+	// Nomad's CSI plugins.
+	requested, csi bool
+	paths          []string
 	// mustExist is set for host paths that are not to be created.
 	mustExist bool
 	// tmpfs is set for memory that one container mounts once; sizeMB 0 is no limit.
@@ -63,7 +68,9 @@ func (b *builder) collectVolumes() {
 		case s.EmptyDir != nil:
 			open = b.emptyDir(v, open)
 		case s.HostPath != nil:
-			b.hostPath(v)
+			b.hostPath(v, v.field+".hostPath", s.HostPath)
+		case s.PersistentVolumeClaim != nil, s.Ephemeral != nil:
+			b.claimVolume(v)
 		case s.ConfigMap != nil, s.Secret != nil, s.DownwardAPI != nil, s.Projected != nil:
 			b.projectedVolume(v)
 		default:
@@ -75,8 +82,6 @@ func (b *builder) collectVolumes() {
 // unsupportedVolume tells why a source is refused.
 func unsupportedVolume(s *corev1.VolumeSource) string {
 	switch {
-	case s.PersistentVolumeClaim != nil, s.Ephemeral != nil:
-		return "persistent volumes are not there yet"
 	case s.CSI != nil:
 		return "CSI volumes are not there yet"
 	case s.Image != nil:
@@ -176,9 +181,7 @@ func (b *builder) nonRoot() bool {
 }
 
 // hostPath allows what the virtual node's configuration lists.
-func (b *builder) hostPath(v *volume) {
-	h := v.HostPath
-	field := v.field + ".hostPath"
+func (b *builder) hostPath(v *volume, field string, h *corev1.HostPathVolumeSource) {
 	clean := path.Clean(h.Path)
 	if !path.IsAbs(h.Path) || slices.Contains(strings.Split(h.Path, "/"), "..") {
 		b.refuse(field, "path %q must be absolute and without '..'", h.Path)

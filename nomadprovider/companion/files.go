@@ -15,8 +15,9 @@ import (
 // File and End is set; files belong to the volume or disk before them.
 type Entry struct {
 	// Dir is a directory to be there, with this owner and mode. What it holds is
-	// left alone.
-	Dir string `json:"dir,omitempty"`
+	// left alone, and so is a kept one that is there, but for its group if one is given.
+	Dir  string `json:"dir,omitempty"`
+	Kept bool   `json:"kept,omitempty"`
 	// Volume is a directory whose files all change at once.
 	Volume string `json:"volume,omitempty"`
 	// Disk is a VM's disk to be there. One that is there is left alone, but for an
@@ -27,6 +28,10 @@ type Entry struct {
 	Base    string `json:"base,omitempty"`
 	Backing string `json:"backing,omitempty"`
 	SizeMB  int64  `json:"sizeMB,omitempty"`
+	// Raw is set for a disk without a format, which is kept when the VM's pod goes;
+	// one that is ReadOnly has to be there.
+	Raw      bool `json:"raw,omitempty"`
+	ReadOnly bool `json:"readOnly,omitempty"`
 	// Label is given for a disk that holds files (ISO 9660), by this name.
 	Label string `json:"label,omitempty"`
 	// Archive is set for a disk that is an archive (tar) of files and Program, for
@@ -103,6 +108,8 @@ func start(e Entry) (set, error) {
 		return newArchive(e), nil
 	case e.Disk != "" && e.Label != "":
 		return newSeed(e)
+	case e.Disk != "" && e.Raw:
+		return nil, keepDisk(e)
 	case e.Disk != "":
 		return nil, makeDisk(e)
 	}
@@ -110,10 +117,26 @@ func start(e Entry) (set, error) {
 }
 
 func makeDir(e Entry) error {
+	if info, err := os.Lstat(e.Dir); err == nil && e.Kept {
+		return share(e, info)
+	}
 	if err := os.MkdirAll(e.Dir, 0o755); err != nil {
 		return err
 	}
 	return own(e.Dir, e.Mode, e.GID)
+}
+
+// share gives a directory that is there to a group, as the kubelet does with a
+// volume's (pkg/volume/volume_linux.go): its mode becomes no less. What is no
+// directory was put there by a container, and is its affair.
+func share(e Entry, info fs.FileInfo) error {
+	if e.GID == 0 || !info.IsDir() {
+		return nil
+	}
+	if err := os.Lchown(e.Dir, -1, e.GID); err != nil {
+		return err
+	}
+	return os.Chmod(e.Dir, info.Mode().Perm()|0o070|fs.ModeSetgid)
 }
 
 // own sets the group and then the mode: a change of group clears the set-gid bit.

@@ -46,7 +46,7 @@ func (w *Writer) Files(ctx context.Context, pod *corev1.Pod, f *translate.Files,
 	enc := json.NewEncoder(&buf)
 	put := func(e companion.Entry) { _ = enc.Encode(e) } // neither the type nor the buffer can fail
 	for _, d := range f.Dirs {
-		put(companion.Entry{Dir: d.Path, Mode: d.Mode, GID: gid(d.GID)})
+		put(companion.Entry{Dir: d.Path, Mode: d.Mode, GID: gid(d.GID), Kept: d.Kept})
 	}
 	fill := func(files []translate.VolumeFile) {
 		for _, file := range files {
@@ -65,7 +65,7 @@ func (w *Writer) Files(ctx context.Context, pod *corev1.Pod, f *translate.Files,
 		fill(v.Files)
 	}
 	for _, d := range f.Disks {
-		e := companion.Entry{Disk: d.Path, Base: d.Base, Backing: d.Backing, SizeMB: d.SizeMB, Label: d.Label}
+		e := companion.Entry{Disk: d.Path, Base: d.Base, Backing: d.Backing, SizeMB: d.SizeMB, Raw: d.Raw, ReadOnly: d.ReadOnly, Label: d.Label}
 		if d.Archive {
 			e.Archive, e.Agent, e.Program = true, translate.VMAgent, program(d.Program, values)
 		}
