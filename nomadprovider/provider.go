@@ -18,6 +18,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/accelerator"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/hostvolumes"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/kubelet"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/pods"
@@ -84,6 +85,18 @@ func (p *Provider) lead(ctx context.Context) error {
 	vms := accelerator.Finder{Nomad: p.Nomad, Clients: clients, Log: p.Log.Named("accelerator")}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { clients.Run(ctx); return nil })
+	changed, stop := clients.Subscribe()
+	defer stop()
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+				ctrl.ClientsChanged()
+			}
+		}
+	})
 	for i, n := range nodes {
 		vn := p.Config.VirtualNodes[i]
 		used := stats.New(stats.Options{
@@ -111,6 +124,12 @@ func (p *Provider) lead(ctx context.Context) error {
 	}
 	g.Go(func() error { return ctrl.Run(ctx) })
 	g.Go(func() error { vms.Run(ctx); return nil })
+	if !p.Config.Volumes.NoProvisioning {
+		g.Go(func() error {
+			hostvolumes.Run(ctx, hostvolumes.Options{Kube: p.Kube, Nomad: p.Nomad, Nodes: volumeNodes(clients, nodes, p.Config), Log: p.Log.Named("volumes")})
+			return nil
+		})
+	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -151,6 +170,32 @@ type view struct {
 func (v view) HostIP(id string) string {
 	c, _ := v.clients.Client(id)
 	return c.HostIP
+}
+
+// HostVolume is where the node's clients have a host volume.
+func (v view) HostVolume(name string) (paths []string) {
+	for _, c := range v.clients.List() {
+		if path, ok := c.HostVolumes[name]; ok && v.Has(c) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// volumeNodes shows the virtual nodes to the provisioner of volumes.
+func volumeNodes(clients *node.Clients, nodes []*node.Node, cfg *config.Config) []hostvolumes.Node {
+	out := make([]hostvolumes.Node, len(nodes))
+	for i, n := range nodes {
+		out[i] = hostvolumes.Node{Name: n.Name(), Namespace: cfg.VirtualNodes[i].Namespace, Clients: func() (list []hostvolumes.Client) {
+			for _, c := range clients.List() {
+				if n.Counts(c) {
+					list = append(list, hostvolumes.Client{ID: c.ID, Name: c.Name, Plugins: c.VolumePlugins, Volumes: len(c.HostVolumes)})
+				}
+			}
+			return list
+		}}
+	}
+	return out
 }
 
 // finder shows the pods of one virtual node to its kubelet API.

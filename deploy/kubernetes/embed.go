@@ -10,4 +10,6 @@ var (
 	ServiceAccount string
 	//go:embed rbac.yaml
 	RBAC string
+	//go:embed storage.yaml
+	Storage string
 )

@@ -23,6 +23,10 @@ namespace "default" {
     "alloc-exec",
     # Restart or signal one container of a pod.
     "alloc-lifecycle",
+    # Volumes of claims: one dynamic host volume for each, deleted with it.
+    "host-volume-create",
+    "host-volume-read",
+    "host-volume-delete",
   ]
 
   variables {
@@ -37,6 +41,12 @@ namespace "default" {
       capabilities = ["list", "read", "write", "destroy"]
     }
   }
+}
+
+# Jobs of pods mount the volumes of their claims. Add the names of others that
+# PersistentVolumes name.
+host_volume "pvc-*" {
+  policy = "write"
 }
 
 # Capacity, health, addresses and load of clients. With "write" nomad-kubelet

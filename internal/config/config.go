@@ -36,7 +36,8 @@ type Config struct {
 	// LogLevel is one of trace, debug, info, warn, error.
 	LogLevel string `json:"logLevel,omitempty"`
 	// LogFormat is text or json.
-	LogFormat string `json:"logFormat,omitempty"`
+	LogFormat string  `json:"logFormat,omitempty"`
+	Volumes   Volumes `json:"volumes,omitempty"`
 	// OrphanGuard is how long jobs whose pods are gone, without the deletion
 	// having been seen, are left alone when they are many at once: the sign of
 	// an empty or restored API server.
@@ -65,6 +66,14 @@ type LeaderElection struct {
 	Name      string `json:"name,omitempty"`
 	// LeaseDuration is how long a silent leader is waited for.
 	LeaseDuration metav1.Duration `json:"leaseDuration,omitempty"`
+}
+
+// Volumes is about PersistentVolumes.
+type Volumes struct {
+	// NoProvisioning leaves claims of StorageClasses with provisioner
+	// host-volume.nomad-kubelet.io to others; volumes that are there can be used all
+	// the same.
+	NoProvisioning bool `json:"noProvisioning,omitempty"`
 }
 
 // Kubelet is the HTTPS API that the API server calls for logs and exec.

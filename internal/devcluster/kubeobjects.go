@@ -99,7 +99,12 @@ func (c *Cluster) applyObjects(ctx context.Context) error {
 	if err := c.apply(ctx, "serviceaccount.yaml", deploykubernetes.ServiceAccount); err != nil {
 		return err
 	}
-	return c.apply(ctx, "rbac.yaml", deploykubernetes.RBAC)
+	if err := c.apply(ctx, "rbac.yaml", deploykubernetes.RBAC); err != nil {
+		return err
+	}
+	// Claims that name no class are for Nomad here: there is no other.
+	const isDefault = "storageclass.kubernetes.io/is-default-class: "
+	return c.apply(ctx, "storage.yaml", strings.Replace(deploykubernetes.Storage, isDefault+`"false"`, isDefault+`"true"`, 1))
 }
 
 // apply applies manifests, as kubectl apply --server-side does.

@@ -33,6 +33,7 @@ func (d *Doctor) kubernetes(ctx context.Context, r *Report) {
 	r.add(skew(node.KubeletVersion(""), v.GitVersion))
 	d.permissions(ctx, r)
 	d.runtimeClasses(ctx, r)
+	d.storage(ctx, r)
 }
 
 func (d *Doctor) noAPIServer(r *Report, err error) {

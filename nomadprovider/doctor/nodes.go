@@ -44,6 +44,7 @@ func (d *Doctor) virtualNodes(ctx context.Context, r *Report) []poolClient {
 		}
 		d.placeable(r, where, vn, clients)
 		companion(r, where, vn)
+		d.volumePlugins(r, where, clients)
 		for _, c := range clients {
 			if !seen[c.ID] && c.Status != api.NodeStatusDown {
 				seen[c.ID] = true

@@ -151,6 +151,7 @@ func (d *Doctor) policies(q *api.QueryOptions, r *Report, tok *api.ACLToken) {
 	for capability, breaks := range map[string]string{
 		"read-logs": "kubectl logs", "read-fs": "kubectl logs and termination messages",
 		"alloc-exec": "kubectl exec", "alloc-lifecycle": "restarting a container after a failed probe",
+		"host-volume-create": "claims of StorageClass nomad-host-volume", "host-volume-delete": "volumes of claims that were deleted",
 	} {
 		if !strings.Contains(rules.String(), `"`+capability+`"`) {
 			r.add(Check{Where: atNomad, What: "capability " + capability, Result: Warn, Found: "not in the token's policies", Breaks: breaks, Remedy: applyPolicy})
@@ -183,6 +184,11 @@ func (d *Doctor) attempts(namespace, pool string) []attempt {
 		{"list variables of companions", "variables on nomad/jobs/k8sx-*", "ephemeral containers with values of ConfigMaps or Secrets do not start", false, func(q *api.QueryOptions) error {
 			q.PerPage = 1
 			_, _, err := n.Variables().PrefixList("nomad/jobs/k8sx-", q)
+			return err
+		}},
+		{"list host volumes", "host-volume-read", "claims stay unbound", false, func(q *api.QueryOptions) error {
+			q.PerPage = 1
+			_, _, err := n.HostVolumes().List(nil, q)
 			return err
 		}},
 		{"list clients", "node read", "the node has no capacity, and pods are not scheduled", true, func(q *api.QueryOptions) error {

@@ -43,6 +43,10 @@ type ClientInfo struct {
 	// run by, as [translate.AcceleratorMeta] says; empty while nothing is known.
 	QEMU        bool
 	Accelerator string
+	// HostVolumes are where the client has its host volumes, by name, and
+	// VolumePlugins what it can make them with.
+	HostVolumes   map[string]string
+	VolumePlugins []string
 
 	index uint64
 }
@@ -70,6 +74,19 @@ func clientInfo(n *api.Node) ClientInfo {
 	}
 	if c.HostIP == "" {
 		c.HostIP, _, _ = net.SplitHostPort(n.HTTPAddr)
+	}
+	for name, v := range n.HostVolumes {
+		if c.HostVolumes == nil {
+			c.HostVolumes = map[string]string{}
+		}
+		c.HostVolumes[name] = v.Path
+	}
+	for name := range n.Attributes {
+		if plugin, ok := strings.CutPrefix(name, "plugins.host_volume."); ok {
+			if plugin, ok = strings.CutSuffix(plugin, ".version"); ok {
+				c.VolumePlugins = append(c.VolumePlugins, plugin)
+			}
+		}
 	}
 	if r := n.NodeResources; r != nil {
 		c.MHz, c.Cores = r.Cpu.CpuShares, int64(r.Cpu.TotalCpuCores)

@@ -129,6 +129,11 @@ func (n *Node) Counts(c ClientInfo) bool {
 	return c.Ready() && inPool(c, n.o.Config.NodePool, n.o.Config.Datacenters)
 }
 
+// Has tells whether the client is one of the Node's, ready or not.
+func (n *Node) Has(c ClientInfo) bool {
+	return inPool(c, n.o.Config.NodePool, n.o.Config.Datacenters)
+}
+
 // Profile is what translation has to know of this node, as of now.
 func (n *Node) Profile() translate.NodeProfile {
 	n.mu.Lock()

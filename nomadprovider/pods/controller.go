@@ -36,6 +36,9 @@ type Node interface {
 	Profile() translate.NodeProfile
 	// HostIP is the address of a Nomad client, empty when it is not known.
 	HostIP(nomadNodeID string) string
+	// HostVolume is where the node's Nomad clients have the host volume of that name;
+	// see [Controller.ClientsChanged].
+	HostVolume(name string) (paths []string)
 }
 
 // Options are the parts a Controller is made of; all are needed.
@@ -80,6 +83,10 @@ type Controller struct {
 	// starting are the pods that were registered and of which nothing has been
 	// told yet.
 	starting map[types.UID]struct{}
+	// holds are the claims of pods, and waiting those that wait for others' or for
+	// clients; see claims.go.
+	holds   map[types.UID]hold
+	waiting map[types.UID]struct{}
 }
 
 // podState is what is remembered of a pod between passes. All of it can be
@@ -141,6 +148,8 @@ func New(o Options) *Controller {
 		nodes:    map[string]Node{},
 		state:    map[types.UID]*podState{},
 		starting: map[types.UID]struct{}{},
+		holds:    map[types.UID]hold{},
+		waiting:  map[types.UID]struct{}{},
 	}
 	namespaces := map[string]bool{}
 	var list []string
@@ -191,6 +200,7 @@ func (c *Controller) forget(uid types.UID) {
 	delete(c.state, uid)
 	delete(c.starting, uid)
 	c.mu.Unlock()
+	c.letGo(uid)
 	c.objects.Release(uid)
 	c.prober.Drop(uid)
 	c.probes.forget(uid)

@@ -88,6 +88,7 @@ func (c *Controller) bury(ctx context.Context, pod *corev1.Pod, last corev1.PodS
 	if err := c.report(ctx, pod, last); err != nil {
 		return err
 	}
+	c.letGo(pod.UID)
 	zero := int64(0)
 	err := c.Kube.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: &zero, Preconditions: &metav1.Preconditions{UID: &pod.UID},

@@ -233,11 +233,15 @@ func (n *nomad) asIs() {
 	n.answers = map[string]answer{}
 }
 
-type testNode struct{ profile translate.NodeProfile }
+type testNode struct {
+	profile translate.NodeProfile
+	volumes map[string][]string
+}
 
-func (n testNode) Name() string                   { return n.profile.Name }
-func (n testNode) Profile() translate.NodeProfile { return n.profile }
-func (n testNode) HostIP(string) string           { return "192.0.2.1" }
+func (n testNode) Name() string                    { return n.profile.Name }
+func (n testNode) Profile() translate.NodeProfile  { return n.profile }
+func (n testNode) HostIP(string) string            { return "192.0.2.1" }
+func (n testNode) HostVolume(name string) []string { return n.volumes[name] }
 
 // room is a Controller whose passes the test makes itself.
 type room struct {
@@ -247,6 +251,8 @@ type room struct {
 	nomad  *nomad
 	clock  *clocktesting.FakeClock
 	events *record.FakeRecorder
+	// volumes are the host volumes of Nomad's clients.
+	volumes map[string][]string
 	// run stands for what runs in tasks.
 	run   func(taskexec.Command) (int, error)
 	check func(taskexec.Command) (int, []byte, error)
@@ -280,7 +286,7 @@ func (r *room) restart() {
 	c := config.Config{VirtualNodes: []config.VirtualNode{{Name: "n"}}}
 	c.Complete()
 	r.Controller = New(Options{
-		Kube: r.kube, Nomad: client, Exec: tasksOf{r}, Cluster: "c1", Nodes: []Node{testNode{config.Profile(c.VirtualNodes[0])}},
+		Kube: r.kube, Nomad: client, Exec: tasksOf{r}, Cluster: "c1", Nodes: []Node{testNode{config.Profile(c.VirtualNodes[0]), r.volumes}},
 		ProbeAgent: "kube-probe/1.35", Recorder: r.events, Clock: r.clock, Log: hclog.NewNullLogger(), OrphanGuard: 10 * time.Minute, Workers: 2,
 	})
 	r.life = r.t.Context()

@@ -42,7 +42,7 @@ func filesRoom(t *testing.T) (r *room, pod *corev1.Pod, got *[]string) {
 func (r *room) companionImage() {
 	c := config.Config{VirtualNodes: []config.VirtualNode{{Name: "n", CompanionImage: "companion"}}}
 	c.Complete()
-	r.nodes["n"] = testNode{config.Profile(c.VirtualNodes[0])}
+	r.nodes["n"] = testNode{profile: config.Profile(c.VirtualNodes[0])}
 }
 
 func (r *room) configMap(value string) {

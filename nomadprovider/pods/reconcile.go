@@ -75,6 +75,10 @@ func (c *Controller) start(ctx context.Context, pod *corev1.Pod) (time.Duration,
 	if err != nil || wait {
 		return 0, c.refuseOrWait(ctx, pod, err)
 	}
+	if by := c.holdClaims(pod); by != "" {
+		c.tellMount(pod, by)
+		return 0, c.tellWaiting(ctx, pod, reasonCreating, by)
+	}
 	id := *result.Job.ID
 	next, err := c.writer.Sync(ctx, c.Nomad, profile.Namespace, id, pod, result.Items, projection.Fresh)
 	if err != nil {
@@ -158,6 +162,18 @@ func (c *Controller) inputs(pod *corev1.Pod, profile translate.NodeProfile) (in 
 	}
 	in = translate.Inputs{Cluster: c.Cluster, Node: profile}
 	in.ConfigMaps, in.BinaryKeys, in.Secrets = c.objects.Keys(pod.UID)
+	if in.Claims = c.objects.Claims(pod); len(in.Claims) > 0 {
+		c.await(pod.UID) // before the clients are looked at
+	}
+	for name, claim := range in.Claims {
+		if claim.Volume == nil {
+			continue
+		}
+		if volume, ok := translate.HostVolumeName(claim.Volume); ok {
+			claim.Paths = c.nodes[pod.Spec.NodeName].HostVolume(volume)
+			in.Claims[name] = claim
+		}
+	}
 	in.Services, err = c.visibleServices(pod)
 	return in, false, err
 }
@@ -179,10 +195,22 @@ func (c *Controller) refuseOrWait(ctx context.Context, pod *corev1.Pod, err erro
 		c.Recorder.Event(pod, corev1.EventTypeWarning, reasonTooLarge, large.Error())
 		return c.fail(ctx, pod, nil, reasonTooLarge, large.Error())
 	case errors.As(err, &missing):
-		w := &corev1.ContainerStateWaiting{Reason: reasonConfigError, Message: missing.Error()}
-		return c.report(ctx, pod, translate.Status(pod, nil, c.facts(pod, nil, "", w)))
+		reason := reasonConfigError
+		if len(missing.Claims) > 0 {
+			c.tellMount(pod, strings.Join(missing.Claims, "; "))
+		}
+		if len(missing.Messages) == 0 {
+			reason = reasonCreating
+		}
+		return c.tellWaiting(ctx, pod, reason, missing.Error())
 	}
 	return err
+}
+
+// tellWaiting says in the status of a pod that has no job why that is so.
+func (c *Controller) tellWaiting(ctx context.Context, pod *corev1.Pod, reason, message string) error {
+	w := &corev1.ContainerStateWaiting{Reason: reason, Message: message}
+	return c.report(ctx, pod, translate.Status(pod, nil, c.facts(pod, nil, "", w)))
 }
 
 // lost handles a pod that once had an allocation and whose job is not in the
@@ -364,6 +392,9 @@ func live(entry allocs.Entry) []*api.Allocation {
 func (c *Controller) retire(ctx context.Context, pod *corev1.Pod, entry allocs.Entry, known bool) error {
 	c.objects.Release(pod.UID)
 	c.prober.Drop(pod.UID)
+	if len(remaining(entry)) == 0 {
+		c.letGo(pod.UID)
+	}
 	if !known || entry.Job.Stopped || len(entry.Allocs) > 0 && len(live(entry)) == 0 {
 		return nil
 	}

@@ -24,6 +24,8 @@ type kind string
 const (
 	configMap kind = "configmap"
 	secret    kind = "secret"
+	claim     kind = "persistentvolumeclaim"
+	volume    kind = "persistentvolume"
 )
 
 // ref names one object that a pod refers to.
@@ -32,7 +34,8 @@ type ref struct {
 	namespace, name string
 }
 
-// Objects watches the ConfigMaps and Secrets that pods name.
+// Objects watches the ConfigMaps, Secrets and PersistentVolumeClaims that pods name,
+// and the PersistentVolumes that those are bound to.
 type Objects struct {
 	kube   kubernetes.Interface
 	notify func(types.UID)
@@ -50,6 +53,9 @@ type object struct {
 	data map[string][]byte
 	// binary are the keys of a ConfigMap's binaryData.
 	binary []string
+	// claim or volume is set in the place of data; nil while it does not exist.
+	claim  *corev1.PersistentVolumeClaim
+	volume *corev1.PersistentVolume
 }
 
 // NewObjects makes an Objects that calls notify, without locks held, for every
@@ -64,18 +70,30 @@ func NewObjects(kube kubernetes.Interface, notify func(types.UID)) *Objects {
 func (o *Objects) Watch(ctx context.Context, pod *corev1.Pod) (ready bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	// Ephemeral containers come while the pod runs, and with them references; none go.
+	// Ephemeral containers come while the pod runs, and with them references; none go
+	// before the pod, not even volumes that a claim of the same name was bound to.
 	refs := references(pod)
-	o.pods[pod.UID] = refs
+	for _, r := range o.pods[pod.UID] {
+		if r.kind == volume {
+			refs = append(refs, r)
+		}
+	}
 	ready = true
-	for _, r := range refs {
+	for i := 0; i < len(refs); i++ {
+		r := refs[i]
 		obj := o.watched[r]
 		if obj == nil {
 			obj = o.start(ctx, r)
 		}
 		obj.users[pod.UID] = struct{}{}
 		ready = ready && obj.synced
+		if c := obj.claim; c != nil && c.Spec.VolumeName != "" {
+			if v := (ref{volume, "", c.Spec.VolumeName}); !slices.Contains(refs, v) {
+				refs = append(refs, v)
+			}
+		}
 	}
+	o.pods[pod.UID] = refs
 	return ready
 }
 
@@ -162,6 +180,9 @@ func (o *Objects) start(ctx context.Context, r ref) *object {
 func (o *Objects) set(obj *object, x any) {
 	data, binary := content(x)
 	o.amend(obj, func() bool {
+		if obj.setStorage(x) {
+			return obj.synced
+		}
 		changed := !maps.EqualFunc(obj.data, data, slices.Equal[[]byte]) || (obj.data == nil) != (data == nil)
 		obj.data, obj.binary = data, binary
 		return changed && obj.synced
@@ -182,33 +203,37 @@ func (o *Objects) amend(obj *object, change func() bool) {
 }
 
 func (o *Objects) listWatch(r ref) (cache.ListerWatcher, runtime.Object) {
-	only := func(opts *metav1.ListOptions) {
-		opts.FieldSelector = fields.OneTermEqualSelector("metadata.name", r.name).String()
+	core := o.kube.CoreV1()
+	switch r.kind {
+	case configMap:
+		return listWatch(o.kube, core.ConfigMaps(r.namespace), r.name), &corev1.ConfigMap{}
+	case claim:
+		return listWatch(o.kube, core.PersistentVolumeClaims(r.namespace), r.name), &corev1.PersistentVolumeClaim{}
+	case volume:
+		return listWatch(o.kube, core.PersistentVolumes(), r.name), &corev1.PersistentVolume{}
 	}
-	if r.kind == configMap {
-		c := o.kube.CoreV1().ConfigMaps(r.namespace)
-		return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-				only(&opts)
-				return c.List(ctx, opts)
-			},
-			WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-				only(&opts)
-				return c.Watch(ctx, opts)
-			},
-		}, o.kube), &corev1.ConfigMap{}
-	}
-	c := o.kube.CoreV1().Secrets(r.namespace)
+	return listWatch(o.kube, core.Secrets(r.namespace), r.name), &corev1.Secret{}
+}
+
+// resource is what client-go has for each kind of object.
+type resource[L runtime.Object] interface {
+	List(ctx context.Context, opts metav1.ListOptions) (L, error)
+	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
+}
+
+// listWatch is for the object of that name alone.
+func listWatch[L runtime.Object](kube kubernetes.Interface, c resource[L], name string) cache.ListerWatcher {
+	only := fields.OneTermEqualSelector("metadata.name", name).String()
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-			only(&opts)
+			opts.FieldSelector = only
 			return c.List(ctx, opts)
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-			only(&opts)
+			opts.FieldSelector = only
 			return c.Watch(ctx, opts)
 		},
-	}, o.kube), &corev1.Secret{}
+	}, kube)
 }
 
 func content(x any) (data map[string][]byte, binary []string) {
@@ -227,7 +252,7 @@ func content(x any) (data map[string][]byte, binary []string) {
 	return data, binary
 }
 
-// references lists the ConfigMaps and Secrets that a pod names, each once.
+// references lists the objects that a pod names, each once.
 func references(pod *corev1.Pod) []ref {
 	seen := map[ref]struct{}{}
 	add := func(k kind, name string) {
@@ -248,6 +273,7 @@ func references(pod *corev1.Pod) []ref {
 	}
 	for i := range pod.Spec.Volumes {
 		volumeReferences(&pod.Spec.Volumes[i].VolumeSource, add)
+		add(claim, translate.ClaimName(pod, &pod.Spec.Volumes[i]))
 	}
 	if r, ok := translate.UserDataFrom(pod); ok {
 		k := configMap
