@@ -21,6 +21,7 @@ var permissions = []permission{
 	{resource: "persistentvolumeclaims", verbs: []string{"get", "list", "watch", "update"}, breaks: "pods with claims do not start, and claims of StorageClass nomad-host-volume stay unbound"},
 	{resource: "persistentvolumes", verbs: []string{"get", "list", "watch", "create", "patch", "delete"}, breaks: "pods with claims do not start, and claims of StorageClass nomad-host-volume stay unbound"},
 	{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"get", "list", "watch"}, breaks: "claims of StorageClass nomad-host-volume stay unbound"},
+	{group: "storage.k8s.io", resource: "csidrivers", verbs: []string{"get"}, breaks: "whether the driver's object is there is not known"},
 	{resource: "services", verbs: []string{"get", "list", "watch"}, breaks: "pods get no environment variables of services"},
 	{resource: "serviceaccounts", sub: "token", verbs: []string{"create"}, breaks: "pods with a service account's token do not start", vital: true},
 	{group: "authentication.k8s.io", resource: "tokenreviews", verbs: []string{"create"}, breaks: "kubectl logs and exec are refused"},
