@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -45,11 +46,9 @@ func mounting(claim string, change ...func(*corev1.VolumeMount)) option {
 		for _, f := range change {
 			f(&m)
 		}
-		if len(p.Spec.Volumes) == 0 {
-			p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
-				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
-			}}}
-		}
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
+		}})
 		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, m)
 	}
 }
@@ -272,6 +271,12 @@ func TestVirtualMachineClaim(t *testing.T) {
 	file := filepath.Join(hostVolumeOf(t, ns, "data").HostPath, "disk.img")
 	if info, err := os.Stat(file); err != nil || info.Size() != 64<<20 {
 		t.Errorf("the disk: %v, %v", info, err)
+	}
+	// qemu's own lock is behind what nomad-kubelet sees to.
+	if _, err := exec.LookPath("qemu-img"); err == nil {
+		if out, err := exec.Command("qemu-img", "info", file).CombinedOutput(); err == nil || !strings.Contains(string(out), "lock") {
+			t.Errorf("the disk is not locked: %v, %s", err, out)
+		}
 	}
 
 	second := vm("second")

@@ -83,6 +83,25 @@ func TestExampleVMService(t *testing.T) {
 	kubectl(t, "-n", ns, "delete", "--wait", "--timeout=90s", "-f", "../../examples/vm-service")
 }
 
+// The virtual machine with a disk that outlives it counts its starts there.
+func TestExampleVMPersistent(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	kubectl(t, "-n", ns, "apply", "-f", "../../examples/vm-persistent")
+	for n := 1; n <= 2; n++ {
+		kubectl(t, "-n", ns, "rollout", "status", "statefulset/vm-persistent", "--timeout=180s")
+		eventually(t, 60*time.Second, "the count", func() error {
+			if out := kubectl(t, "-n", ns, "logs", "vm-persistent-0"); !strings.Contains(out, fmt.Sprintf("start number %d with this disk", n)) {
+				return fmt.Errorf("log %q", out[max(0, len(out)-500):])
+			}
+			return nil
+		})
+		kubectl(t, "-n", ns, "delete", "pod", "vm-persistent-0", "--wait", "--timeout=60s")
+	}
+	kubectl(t, "-n", ns, "delete", "--wait", "--timeout=90s", "-f", "../../examples/vm-persistent")
+	kubectl(t, "-n", ns, "delete", "pvc", "data-vm-persistent-0", "--wait", "--timeout=90s")
+}
+
 // The doctor finds nothing that puts pods at risk in the hybrid, which runs with
 // the settings of deploy/nomad, and does in one that lacks them.
 func TestDoctor(t *testing.T) {

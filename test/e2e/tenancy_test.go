@@ -89,6 +89,10 @@ func TestAccessControl(t *testing.T) {
 		yes := true
 		p.Spec.AutomountServiceAccountToken = &yes
 	})
+	if _, err := h.kube.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), storage("data", "1Gi"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	mounting("data")(p)
 	p = await(t, h.kube, create(t, h.kube, ns, p), 60*time.Second, "ready", ready)
 	eventually(t, 10*time.Second, "the log", func() error {
 		data, err := h.kube.CoreV1().Pods(ns).GetLogs(p.Name, &corev1.PodLogOptions{Container: "c"}).DoRaw(t.Context())
@@ -108,6 +112,16 @@ func TestAccessControl(t *testing.T) {
 	remove(t, h.kube, p, nil)
 	awaitGone(t, h.kube, p, 20*time.Second)
 	awaitNoJob(t, h.nomad, jobID(h.Cluster, p), 20*time.Second)
+	if err := h.kube.CoreV1().PersistentVolumeClaims(ns).Delete(t.Context(), "data", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "the claim's volume is gone", func() error {
+		list, _, err := h.nomad.HostVolumes().List(nil, nil)
+		if err == nil && len(list) > 0 {
+			err = fmt.Errorf("Nomad has %s", list[0].Name)
+		}
+		return err
+	})
 	h.testFollowOverRestart(t, ns)
 
 	wrong := filepath.Join(t.TempDir(), "token")
