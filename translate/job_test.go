@@ -287,6 +287,26 @@ func TestImageUser(t *testing.T) {
 	}
 }
 
+// The docker proxy is told of sub-paths, and the pod goes where there is one.
+func TestSubPathLabels(t *testing.T) {
+	pod := podWith(func(p *corev1.Pod, c *corev1.Container) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		c.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/all"}, {Name: "v", MountPath: "/one", SubPath: "a/./b/"}}
+	})
+	in := testInputs()
+	if task := mustTask(t, pod, in); task.Config["labels"] != nil {
+		t.Errorf("labels %v without a docker proxy", task.Config["labels"])
+	}
+	in.Node.DockerProxy = true
+	res, err := Job(pod, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := res.Job.TaskGroups[0].Tasks[0].Config["labels"].([]map[string]any)[0]; l[LabelSubPaths] != `{"/one":2}` || len(res.Job.Constraints) != 1 {
+		t.Errorf("labels %v, constraints %v", l, res.Job.Constraints)
+	}
+}
+
 // A volume at /etc/resolv.conf takes the place of Nomad's, with the docker proxy.
 func TestVolumeOverResolvConf(t *testing.T) {
 	pod := podWith(func(p *corev1.Pod, c *corev1.Container) {

@@ -18,7 +18,7 @@ var takenMounts = []string{"/alloc", "/local", "/secrets", etcHosts, resolvConf}
 func (b *builder) mounts(c *container) {
 	var binds []string
 	var mounts []map[string]any
-	rendered := map[string]bool{}
+	rendered, subPaths := map[string]bool{}, map[string]int{}
 	for i := range c.VolumeMounts {
 		m := &c.VolumeMounts[i]
 		field := c.path + ".volumeMounts[" + m.MountPath + "]"
@@ -39,13 +39,16 @@ func (b *builder) mounts(c *container) {
 			rendered[v.Name] = true
 			b.renderFiles(c, v)
 		}
-		source, ok := b.mountSource(c, m, v, field)
+		source, sub, ok := b.mountSource(c, m, v, field)
 		if !ok {
 			continue
 		}
 		if v.requested && source == "" {
 			b.mountClaim(c, m, v, target, field)
 			continue
+		}
+		if sub != "" {
+			subPaths[target] = strings.Count(sub, "/") + 1
 		}
 		readOnly := m.ReadOnly || v.readOnly
 		if m.RecursiveReadOnly != nil && *m.RecursiveReadOnly == corev1.RecursiveReadOnlyEnabled {
@@ -58,6 +61,9 @@ func (b *builder) mounts(c *container) {
 		}
 		// Unlike a mount, a volume creates what is not there.
 		binds = append(binds, escapeHCL(bindSpec(source, target, readOnly, propagation)))
+	}
+	if len(subPaths) > 0 && b.in.Node.DockerProxy && b.dockerProxy(c) {
+		b.label(c, LabelSubPaths, strings.TrimSpace(asJSON(subPaths)))
 	}
 	if len(binds) > 0 {
 		c.config["volumes"] = binds
@@ -92,45 +98,45 @@ func (b *builder) mountTarget(c *container, m *corev1.VolumeMount, field string)
 }
 
 // mountSource appends the sub-path.
-func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, field string) (_ string, ok bool) {
-	sub := m.SubPath
+func (b *builder) mountSource(c *container, m *corev1.VolumeMount, v *volume, field string) (source, sub string, ok bool) {
+	sub = m.SubPath
 	if m.SubPathExpr != "" {
 		s, ok := expand(m.SubPathExpr, c.env.lookup).static()
 		if !ok {
 			b.refuse(field+".subPathExpr", "refers to a value that is known only when the container starts")
-			return "", false
+			return "", "", false
 		}
 		if strings.Contains(s, "$(") {
 			// The kubelet waits until the pod's annotations say something else.
 			b.miss("failed to expand subPath for volumeMount %q: missing value in %s", m.Name, s)
-			return "", false
+			return "", "", false
 		}
 		sub = s
 	}
 	if sub == "" {
-		return v.source, true
+		return v.source, "", true
 	}
 	if path.IsAbs(sub) || slices.Contains(strings.Split(sub, "/"), "..") {
 		b.miss("subPath %q of volumeMount %q must be relative and without '..'", sub, m.Name)
-		return "", false
+		return "", "", false
 	}
 	sub = path.Clean(sub)
-	source := v.source
+	source = v.source
 	if v.requested && b.row.Driver != driverQemu {
 		if source, ok = b.clientPath(v, "sub-paths"); !ok {
-			return "", false
+			return "", "", false
 		}
 	}
 	if v.companion {
 		if (v.EmptyDir != nil || v.requested) && !slices.Contains(v.dirs, sub) {
 			v.dirs = append(v.dirs, sub)
 		}
-		return source + "/" + sub, true
+		return source + "/" + sub, sub, true
 	}
 	if (v.EmptyDir != nil || v.requested) && b.nonRoot() && !strings.Contains(source, ":") {
 		b.note(field+".subPath", "the directory is created for root alone if it is not there")
 	}
-	return source + "/" + sub, true
+	return source + "/" + sub, sub, true
 }
 
 // propagation returns Docker's word for a mount propagation, "" for none.

@@ -87,6 +87,7 @@ const (
 	LabelGroup             = "nomad-kubelet.io/run-as-group"
 	LabelOwnMounts         = "nomad-kubelet.io/own-mounts"
 	LabelStdinOnce         = "nomad-kubelet.io/stdin-once"
+	LabelSubPaths          = "nomad-kubelet.io/sub-paths"
 	DockerVersionAttribute = "driver.docker.version"
 	DockerProxyMark        = "+nomad-kubelet"
 	// ImageFile is where it leaves the ID of a container's image, in the task's directory.

@@ -138,7 +138,7 @@ func (b *builder) vmMounts(c *container) {
 		if m.RecursiveReadOnly != nil && *m.RecursiveReadOnly == corev1.RecursiveReadOnlyEnabled {
 			b.refuse(field+".recursiveReadOnly", "is not there on Nomad")
 		}
-		source, ok := b.mountSource(c, m, v, field)
+		source, _, ok := b.mountSource(c, m, v, field)
 		if !ok {
 			continue
 		}

@@ -32,6 +32,9 @@ const (
 	// LabelStdinOnce asks that the container's input ends with that of the first
 	// who is attached.
 	LabelStdinOnce = "nomad-kubelet.io/stdin-once"
+	// LabelSubPaths is a JSON object of the mounts that are sub-paths of volumes: where
+	// they are, and of how many parts the sub-path is.
+	LabelSubPaths = "nomad-kubelet.io/sub-paths"
 	// VersionMark follows the engine's version, as build metadata does.
 	VersionMark = "+nomad-kubelet"
 )
@@ -54,6 +57,10 @@ func (p *Proxy) create(w http.ResponseWriter, r *http.Request) {
 	c := &request{}
 	if err := c.decode(body); err != nil {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("read the request for a container: %w", err))
+		return
+	}
+	if err := c.subPaths(); err != nil {
+		refuse(w, http.StatusNotFound, err)
 		return
 	}
 	p.tellImage(r.Context(), c)
@@ -84,7 +91,10 @@ func (p *Proxy) create(w http.ResponseWriter, r *http.Request) {
 type request struct {
 	Image, User string
 	Labels      map[string]string
-	HostConfig  struct{ Binds []string }
+	HostConfig  struct {
+		Binds  []string
+		Mounts []struct{ Target, Source string }
+	}
 
 	all     map[string]json.RawMessage
 	changed bool

@@ -112,7 +112,7 @@ func TestVersionIsMarked(t *testing.T) {
 
 // Both sides of what nomad-kubelet and the proxy say to each other.
 func TestSameWords(t *testing.T) {
-	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || LabelOwnMounts != translate.LabelOwnMounts || LabelStdinOnce != translate.LabelStdinOnce ||
+	if LabelNonRoot != translate.LabelNonRoot || LabelGroup != translate.LabelGroup || LabelOwnMounts != translate.LabelOwnMounts || LabelStdinOnce != translate.LabelStdinOnce || LabelSubPaths != translate.LabelSubPaths ||
 		ImageFile != translate.ImageFile || VersionMark != translate.DockerProxyMark {
 		t.Error("translate says it in other words")
 	}

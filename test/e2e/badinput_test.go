@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
@@ -139,4 +140,44 @@ func forwardOnce(t *testing.T, session httpstream.Connection, id, port int, send
 		_ = data.Close()
 	}
 	return <-said, string(got)
+}
+
+// A pod that puts a link into its volume does not get at its client by a sub-path.
+func TestSubPathEscape(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t, kube)
+	p := create(t, kube, ns, pod("p", idle, func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		mount := func(name, path, sub string, command ...string) corev1.Container {
+			c := *p.Spec.Containers[0].DeepCopy()
+			c.Name, c.Command = name, command
+			c.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: path, SubPath: sub}}
+			return c
+		}
+		p.Spec.InitContainers = []corev1.Container{mount("link", "/vol", "", "ln", "-s", "/", "/vol/host")}
+		p.Spec.Containers = append(p.Spec.Containers, mount("escape", "/host", "host/etc", "sh", "-c", idle))
+	}))
+	eventually(t, 90*time.Second, "the way out is told", func() error {
+		events, err := kube.CoreV1().Events(ns).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		var all []string
+		for _, e := range events.Items {
+			if strings.Contains(e.Message, "out of its volume by a symbolic link") {
+				return nil
+			}
+			all = append(all, e.Message)
+		}
+		return fmt.Errorf("%q", all)
+	})
+	now, err := kube.CoreV1().Pods(ns).Get(t.Context(), p.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range now.Status.ContainerStatuses {
+		if c.Name == "escape" && (c.State.Running != nil || c.LastTerminationState.Terminated != nil && c.LastTerminationState.Terminated.ExitCode == 0) {
+			t.Errorf("a container whose sub-path leads out of its volume has run: %+v", c)
+		}
+	}
 }
