@@ -116,7 +116,7 @@ func (b *builder) files() *Files {
 	return f
 }
 
-// forever restarts a companion's task: it never fails, or it would take the pod
+// forever restarts a task of ours: it never fails, or it would take the pod
 // with it.
 func forever() *api.RestartPolicy {
 	return &api.RestartPolicy{
@@ -140,22 +140,27 @@ func (b *builder) companionTask() {
 		config["cap_add"] = []string{"chown", "dac_override", "fowner", "fsetid"}
 	}
 	b.shareNetwork(config)
-	t := &api.Task{
-		Name:          CompanionTask,
-		Driver:        driverDocker,
-		User:          user,
-		KillTimeout:   new(time.Second),
-		Lifecycle:     &api.TaskLifecycle{Hook: api.TaskLifecycleHookPrestart, Sidecar: true},
-		LogConfig:     &api.LogConfig{MaxFiles: new(1), MaxFileSizeMB: new(1), Disabled: new(true)},
-		Resources:     b.companionResources(),
-		RestartPolicy: forever(),
-		Config:        config,
-		VolumeMounts:  b.companionClaims(),
-	}
+	t := helper(CompanionTask, config)
+	t.User = user
+	t.Lifecycle = &api.TaskLifecycle{Hook: api.TaskLifecycleHookPrestart, Sidecar: true}
+	t.Resources = b.companionResources()
+	t.VolumeMounts = b.companionClaims()
 	if b.row.Driver == driverQemu {
 		b.vmCompanion(t)
 	}
-	b.group.Tasks = append(b.group.Tasks, t)
+	b.group.Tasks = append(append(b.group.Tasks, t), b.machine.fetch...)
+}
+
+// helper is a task beside the containers, or before them, that runs our program.
+func helper(name string, config map[string]any) *api.Task {
+	return &api.Task{
+		Name:          name,
+		Driver:        driverDocker,
+		KillTimeout:   new(time.Second),
+		LogConfig:     &api.LogConfig{MaxFiles: new(1), MaxFileSizeMB: new(1), Disabled: new(true)},
+		RestartPolicy: forever(),
+		Config:        config,
+	}
 }
 
 // companionResources has the memory of the pod's memory volumes, too: they lie in

@@ -175,23 +175,33 @@ func (b *builder) gate(c *container) {
 	if len(path) > maxVariablePath {
 		b.refuse(c.path+".name", "is %d characters too long for Nomad, whose Variable paths take %d", len(path)-maxVariablePath, maxVariablePath)
 	}
-	ghost := VariablePath(id) + "/" + GroupName
-	hold := fmt.Sprintf(`{{ with nomadVar %q }}{{ if eq .%s.Value %q }}{{ with nomadVar %q }}{{ end }}{{ end }}{{ end }}`,
-		path, GateItem, GateHold, ghost)
+	hold := b.heldGate(c.task.Name)
 	data := fmt.Sprintf(`{{ if nomadVarExists %q }}%s{{ end }}`, path, hold)
 	if b.order().Closed(c.index) {
 		// Without the guard the task waits for its gate to exist.
 		data = hold
 		b.closed = append(b.closed, c.task.Name)
 	}
-	c.task.Templates = append(c.task.Templates, &api.Template{
+	c.task.Templates = append(c.task.Templates, gateTemplate(data))
+}
+
+// heldGate is the content of a gate that waits for its Variable, and as long as
+// that says so.
+func (b *builder) heldGate(task string) string {
+	id := *b.job.ID
+	return fmt.Sprintf(`{{ with nomadVar %q }}{{ if eq .%s.Value %q }}{{ with nomadVar %q }}{{ end }}{{ end }}{{ end }}`,
+		GatePath(id, task), GateItem, GateHold, VariablePath(id)+"/"+GroupName)
+}
+
+func gateTemplate(data string) *api.Template {
+	return &api.Template{
 		EmbeddedTmpl: &data,
 		DestPath:     new("local/.k8s/gate"),
 		// With Once the existence of the gate would not be watched.
 		Once:       new(false),
 		ChangeMode: new("noop"),
 		Wait:       quickly(),
-	})
+	}
 }
 
 // quickly replaces the 5 s that Nomad otherwise waits before it renders a

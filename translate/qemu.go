@@ -62,6 +62,8 @@ type machine struct {
 	// mounts and artifacts are the companion's.
 	mounts    []map[string]any
 	artifacts []*api.TaskArtifact
+	// fetch are the tasks that bring the image before.
+	fetch []*api.Task
 }
 
 // vm writes the configuration of Nomad's qemu driver (drivers/qemu/driver.go).
@@ -172,6 +174,10 @@ func (b *builder) vmCompanion(t *api.Task) {
 		t.Env = map[string]string{vmHostIP: "${" + runHostIP + "}"}
 	}
 	t.Config["volumes"] = []string{"../" + vm.Name + ":" + vmDirectory}
+	if cache := b.imageCache(); cache != "" && len(b.machine.fetch) > 0 {
+		t.Config["volumes"] = append(t.Config["volumes"].([]string), cache+":"+cache+":ro")
+		t.Config["args"] = append([]string{"hold", vmImageBase}, t.Config["args"].([]string)...)
+	}
 	if len(b.machine.mounts) > 0 {
 		t.Config["mount"] = b.machine.mounts
 	}

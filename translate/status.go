@@ -345,6 +345,9 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 		if e := lastEvent(ts, startFailures...); e != nil {
 			return corev1.ContainerState{Waiting: startFailure(c, e, v.facts.Tries)}
 		}
+		if w := v.fetching(c); w != nil {
+			return corev1.ContainerState{Waiting: w}
+		}
 		return corev1.ContainerState{Waiting: v.notStarted(init)}
 	}
 	switch ts.State {
@@ -367,6 +370,9 @@ func (v *view) state(c *corev1.Container, ts *api.TaskState, id string, init boo
 	}
 	if failure != nil {
 		return corev1.ContainerState{Waiting: startFailure(c, failure, ts.Restarts)}
+	}
+	if w := v.fetching(c); w != nil {
+		return corev1.ContainerState{Waiting: w}
 	}
 	return corev1.ContainerState{Waiting: v.notStarted(init)}
 }

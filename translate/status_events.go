@@ -22,10 +22,7 @@ func startFailure(c *corev1.Container, e *api.TaskEvent, tries uint64) *corev1.C
 	switch {
 	case e.Type == api.TaskArtifactDownloadFailed, strings.Contains(lower, "failed to pull"),
 		strings.Contains(lower, "failed to download image"), strings.Contains(lower, "pull access denied"):
-		if tries > 1 {
-			return &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: fmt.Sprintf("Back-off pulling image %q: %s", c.Image, msg)}
-		}
-		return &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: msg}
+		return pullFailure(c, msg, tries)
 	case strings.Contains(msg, nonRootRule):
 		return &corev1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: msg[strings.Index(msg, nonRootRule):]}
 	case e.Type == api.TaskSetupFailure, e.Type == api.TaskFailedValidation, strings.Contains(lower, "failed to parse config"):
@@ -34,6 +31,14 @@ func startFailure(c *corev1.Container, e *api.TaskEvent, tries uint64) *corev1.C
 		return &corev1.ContainerStateWaiting{Reason: "CreateContainerError", Message: msg}
 	}
 	return &corev1.ContainerStateWaiting{Reason: "RunContainerError", Message: msg}
+}
+
+// pullFailure tells of an image that could not be had.
+func pullFailure(c *corev1.Container, why string, tries uint64) *corev1.ContainerStateWaiting {
+	if tries > 1 {
+		return &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: fmt.Sprintf("Back-off pulling image %q: %s", c.Image, why)}
+	}
+	return &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: why}
 }
 
 func eventMessage(e *api.TaskEvent) string {

@@ -99,6 +99,9 @@ type HostAccess struct {
 	// PCIDevices are the addresses, such as 0000:3b:00.0, of devices of clients that VMs may be given as
 	// their own. They must be bound to vfio-pci there. Such a guest can do to the device what root can.
 	PCIDevices []string `json:"pciDevices,omitempty"`
+	// ImageCache is the directory on clients that keeps VM disk images from URLs and
+	// container images; empty: each pod has its own.
+	ImageCache string `json:"imageCache,omitempty"`
 }
 
 // Runtime is one row of the driver table: what a RuntimeClass means on a
@@ -292,8 +295,9 @@ type VolumeFile struct {
 type Disk struct {
 	Path string
 	// Base is an image, qcow2 or raw, of which only what the VM changes is stored
-	// in the disk; Backing is how qemu names it, relative to the disk or absolute.
-	Base, Backing string
+	// in the disk; Backing is how qemu names it, relative to the disk or absolute, and
+	// Image the user.
+	Base, Backing, Image string
 	// SizeMB is the disk's size, 0 for the image's.
 	SizeMB int64
 	// Raw disks have no format, and are kept when the pod goes; of those that are

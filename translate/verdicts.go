@@ -161,7 +161,7 @@ var verdicts = map[string]Verdict{
 	"containers.envFrom.prefix":                                       {Carried, ""},
 	"containers.envFrom.secretRef.name":                               {Approximated, "the keys when the pod was created; under names that Nomad's environment files do not take, by its secret block"},
 	"containers.envFrom.secretRef.optional":                           {Carried, ""},
-	"containers.image":                                                {Carried, "a disk image for VM pods"},
+	"containers.image":                                                {Carried, "for VM pods a disk image, or a container image that carries one"},
 	"containers.imagePullPolicy":                                      {Approximated, "Never still pulls what the client does not have; tag latest is always pulled"},
 	"containers.lifecycle.postStart.exec.*":                           {Approximated, textHook},
 	"containers.lifecycle.postStart.httpGet.*":                        {Approximated, textHook},

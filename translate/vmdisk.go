@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/hashicorp/nomad/api"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -53,39 +52,6 @@ func (b *builder) vmRootSize(c *container) int64 {
 		}
 	}
 	return 0
-}
-
-// vmImage says where the image comes from.
-func (b *builder) vmImage(c *container, d *Disk) {
-	field := c.path + ".image"
-	switch {
-	case c.Image == vmNoImage:
-		if d.SizeMB == 0 {
-			d.SizeMB = vmEmptyDiskMB
-		}
-	case strings.HasPrefix(c.Image, "https://"), strings.HasPrefix(c.Image, "http://"):
-		if strings.Contains(c.Image, "${") || strings.ContainsAny(c.Image, " \t\n") {
-			b.refuse(field, "%q is not a URL", c.Image)
-		}
-		a := &api.TaskArtifact{
-			GetterSource:  new(c.Image),
-			GetterMode:    new("file"),
-			GetterOptions: map[string]string{"archive": "false"},
-			RelativeDest:  new(vmFetched),
-		}
-		if sum := b.pod.Annotations[AnnotationImageChecksum]; sum != "" {
-			a.GetterOptions["checksum"] = sum
-		} else {
-			b.note(field, "is not verified: give its checksum in annotation %s", AnnotationImageChecksum)
-		}
-		b.machine.artifacts = []*api.TaskArtifact{a}
-		d.Base, d.Backing = "/"+vmFetched, "../"+CompanionTask+"/"+vmFetched
-	case b.vmPath(field, c.Image, "neither an http(s) URL nor an absolute path of a disk image on the Nomad client"):
-		clean := path.Clean(c.Image)
-		// A mount, unlike a volume, does not make what is not there.
-		b.machine.mounts = append(b.machine.mounts, bindMount(clean, vmBase, true, ""))
-		d.Base, d.Backing = vmBase, clean
-	}
 }
 
 // vmPath says whether a file of the Nomad client may be given to a VM.

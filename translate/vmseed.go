@@ -34,6 +34,9 @@ const (
 	// AnnotationVMReady says when a VM has started: when its guest agent answers
 	// (agent), or when cloud-init is done (cloud-init).
 	AnnotationVMReady = annotationVM + "ready"
+	// AnnotationVMImagePath is where in a container image its disk lies, if it is
+	// not the only file below /disk.
+	AnnotationVMImagePath = annotationVM + "image-path"
 	// AnnotationVMCPUTopology is how the VM's CPUs are arranged:
 	// sockets,cores,threads.
 	AnnotationVMCPUTopology = annotationVM + "cpu-topology"
@@ -48,6 +51,7 @@ var vmAnnotations = map[string]bool{
 	AnnotationVMUserData: true, AnnotationVMUserDataFrom: true, AnnotationVMNetworkConfig: true, AnnotationVMSSHKeys: true,
 	AnnotationVMKernel: true, AnnotationVMInitrd: true, AnnotationVMCmdline: true, AnnotationVMFirmware: true,
 	AnnotationVMReady: true, AnnotationVMCPUTopology: true, AnnotationVMHugePages: true, AnnotationVMPCIDevices: true,
+	AnnotationVMImagePath: true,
 }
 
 // The files of cloud-init's NoCloud data source.

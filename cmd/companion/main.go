@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/companion/vmimage"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/dockerproxy"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/forward"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/probes"
@@ -40,6 +42,17 @@ const usage = `usage: companion COMMAND
                    the code that its command tells on the serial port PORT, of
                    which FILE is the log, by the qemu monitor (QMP) CONTROL;
                    other commands are run beside it
+  hold IMAGE vm ...
+                   the same, and IMAGE stays in the client's cache until then
+  image-fetch DIR CACHE POLICY URL [CHECKSUM]
+                   leave in DIR a link to the VM's image from URL, which the
+                   client's CACHE has or is given
+  image-program DIR
+                   leave this program in DIR
+  image-copy DIR CACHE PATH
+                   leave in DIR a link to a copy in CACHE, or without CACHE ("")
+                   a copy, of the disk that the container image holds that this
+                   is run in: at PATH, or without PATH ("") the one below /disk
   vm-press MONITOR press the power button
   vm-cut MONITOR   end the VM at once
   vm-memory MONITOR
@@ -57,7 +70,12 @@ func main() {
 	stop, release := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer release()
 	var err error
-	switch args := os.Args[1:]; {
+	args := os.Args[1:]
+	if len(args) > 2 && args[0] == "hold" {
+		defer hold(args[1])()
+		args = args[2:]
+	}
+	switch {
 	case len(args) == 1 && args[0] == "serve":
 		<-stop.Done()
 	case len(args) == 1 && args[0] == "files":
@@ -78,6 +96,16 @@ func main() {
 			go companion.Ends(context.Background(), companion.Exit{Port: args[4], File: args[5], Monitor: args[6]})
 		}
 		err = companion.PowerButton(context.Background(), stop.Done(), args[1])
+	case (len(args) == 5 || len(args) == 6) && args[0] == "image-fetch":
+		err = vmimage.Try(stop, args[1], companion.LastWords, func(ctx context.Context) error {
+			return fetchImage(ctx, args[1], args[2], vmimage.URL{Policy: args[3], Address: args[4], Checksum: strings.Join(args[5:], "")})
+		})
+	case len(args) == 2 && args[0] == "image-program":
+		err = vmimage.Try(stop, args[1], companion.LastWords, func(context.Context) error { return vmimage.PutProgram(args[1]) })
+	case len(args) == 4 && args[0] == "image-copy":
+		err = vmimage.Try(stop, args[1], companion.LastWords, func(ctx context.Context) error {
+			return copyImage(ctx, args[1], args[2], args[3])
+		})
 	case len(args) == 2 && args[0] == "vm-press":
 		answer(companion.Press(stop, args[1]))
 	case len(args) == 2 && args[0] == "vm-cut":

@@ -70,8 +70,9 @@ limits {
 plugin "docker" {
   config {
     # Volumes of pods are directories of the allocation, bound into the
-    # container; Nomad refuses that unless volumes are enabled. Which host paths
-    # a pod may name is decided by nomad-kubelet's hostAccess.
+    # container, and so is the cache of VM images; Nomad refuses that unless volumes
+    # are enabled. Which host paths a pod may name is decided by nomad-kubelet's
+    # hostAccess.
     volumes {
       enabled = true
     }

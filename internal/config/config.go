@@ -8,6 +8,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -288,6 +289,9 @@ func (c *Config) Validate() error {
 			if !translate.ValidPCIAddress(a) {
 				bad("%s.hostAccess.pciDevices: %q is not a device's address in lower case, such as 0000:3b:00.0", at, a)
 			}
+		}
+		if dir := n.HostAccess.ImageCache; dir != "" && (!path.IsAbs(dir) || path.Clean(dir) == "/" || strings.ContainsAny(dir, ":,$%")) {
+			bad("%s.hostAccess.imageCache: %q is not an absolute path without ':', ',', '$' and '%%'", at, dir)
 		}
 		for class, r := range n.Runtimes {
 			if r.Driver == "" {

@@ -104,6 +104,16 @@ func (c *Cluster) LoadImages(ctx context.Context, archive string) error {
 	return nil
 }
 
+// ImportImage has an image of these files (tar) in Nomad's Docker.
+func (c *Cluster) ImportImage(ctx context.Context, name string, files io.Reader) error {
+	return c.engine().importImage(ctx, name, files)
+}
+
+// RemoveImage removes it.
+func (c *Cluster) RemoveImage(ctx context.Context, name string) error {
+	return c.engine().do(ctx, http.MethodDelete, "/images/"+name+"?force=1", nil, &[]any{})
+}
+
 // ImageLabel is the value of a label of an image in Nomad's Docker; empty when
 // there is no such image.
 func (c *Cluster) ImageLabel(ctx context.Context, image, label string) string {

@@ -24,11 +24,14 @@ func (c *Cluster) providerKubeconfig() string {
 	return c.pki().path("nomad-kubelet.kubeconfig")
 }
 
+// ImageCache is where the cluster keeps VM images that pods fetch.
+func (c *Cluster) ImageCache() string { return filepath.Join(c.opts.Dir, "images") }
+
 // Config is nomad-kubelet's configuration for this cluster.
 func (c *Cluster) Config() *config.Config {
 	node := config.VirtualNode{
 		Name:       VirtualNode,
-		HostAccess: translate.HostAccess{ImagePaths: []string{VMImageDir}},
+		HostAccess: translate.HostAccess{ImagePaths: []string{VMImageDir}, ImageCache: c.ImageCache()},
 	}
 	if image, err := c.companionImage(); err == nil && !c.opts.NoDocker {
 		node.CompanionImage = image

@@ -55,13 +55,13 @@ func makeDisk(e Entry) error {
 		var least uint64
 		var err error
 		if format, least, err = inspect(e.Base); err != nil {
-			return fmt.Errorf("image %s: %w", e.Backing, err)
+			return fmt.Errorf("image %s: %w", e.Image, err)
 		}
 		switch {
 		case size == 0:
 			size = least
 		case size < least:
-			return fmt.Errorf("image %s has %d MiB, which is more than the disk's %d MiB (ephemeral-storage)", e.Backing, (least+mebibyte-1)/mebibyte, e.SizeMB)
+			return fmt.Errorf("image %s has %d MiB, which is more than the disk's %d MiB (ephemeral-storage)", e.Image, (least+mebibyte-1)/mebibyte, e.SizeMB)
 		}
 	}
 	data, err := overlay(size, e.Backing, format)
@@ -83,6 +83,12 @@ func atomicFile(path string, data []byte) error {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// CheckDisk says why a file is no disk image for a VM.
+func CheckDisk(path string) error {
+	_, _, err := inspect(path)
+	return err
 }
 
 // inspect tells an image's format and size in bytes. An image may name other

@@ -136,7 +136,7 @@ func TestDiskRefused(t *testing.T) {
 		{put("large", make([]byte, 3<<20)), 2, "3 MiB, which is more than the disk's 2 MiB"},
 	} {
 		disk := filepath.Join(dir, "disk")
-		err := write(t, Entry{Disk: disk, Base: tc.base, Backing: "/images/b", SizeMB: tc.mb}, Entry{End: true})
+		err := write(t, Entry{Disk: disk, Base: tc.base, Image: "/images/b", Backing: "../b", SizeMB: tc.mb}, Entry{End: true})
 		if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "/images/b") {
 			t.Errorf("%s: %v, want %q", filepath.Base(tc.base), err, tc.want)
 		}

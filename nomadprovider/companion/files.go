@@ -23,9 +23,10 @@ type Entry struct {
 	// Disk is a VM's disk to be there. One that is there is left alone, but for an
 	// archive.
 	Disk string `json:"disk,omitempty"`
-	// Base is the image that the disk begins as, and Backing how qemu names it;
-	// SizeMB is the disk's size, 0 for the image's.
+	// Base is the image that the disk begins as, Backing how qemu names it, and Image
+	// the user; SizeMB is the disk's size, 0 for the image's.
 	Base    string `json:"base,omitempty"`
+	Image   string `json:"image,omitempty"`
 	Backing string `json:"backing,omitempty"`
 	SizeMB  int64  `json:"sizeMB,omitempty"`
 	// Raw is set for a disk without a format, which is kept when the VM's pod goes;
@@ -47,6 +48,10 @@ type Entry struct {
 	// End says that nothing was lost on the way.
 	End bool `json:"end,omitempty"`
 }
+
+// LastWords is where a task of ours says why it has failed, as Kubernetes'
+// containers do.
+const LastWords = "/local/.k8s/term"
 
 // Answers of the commands that are run beside the companion.
 const (

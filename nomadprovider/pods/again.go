@@ -39,8 +39,10 @@ func (r retry) after(alloc string, now time.Time) retry {
 // not try again by itself.
 func unstartable(pod *corev1.Pod, alloc *api.Allocation) bool {
 	given := false
-	if ts := alloc.TaskStates[translate.CompanionTask]; ts != nil && alloc.ClientTerminalStatus() {
-		given = slices.ContainsFunc(ts.Events, translate.StartFailure)
+	for _, task := range []string{translate.CompanionTask, translate.VMFetchTask, translate.VMDiskTask} {
+		if ts := alloc.TaskStates[task]; ts != nil && alloc.ClientTerminalStatus() {
+			given = given || slices.ContainsFunc(ts.Events, translate.StartFailure)
+		}
 	}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {

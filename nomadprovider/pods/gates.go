@@ -50,6 +50,9 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 	if alloc == nil || alloc.ClientTerminalStatus() {
 		return 0, nil
 	}
+	if err := c.openDisk(ctx, pod, job, alloc); err != nil {
+		return 0, err
+	}
 	var again time.Duration
 	if !c.filesReady(pod, alloc) {
 		return 0, nil // that the files are there is known in the pass that wrote them
@@ -67,6 +70,16 @@ func (c *Controller) workGates(ctx context.Context, pod *corev1.Pod, job allocs.
 		again = sooner(again, wait)
 	}
 	return again, nil
+}
+
+// openDisk lets the task go on that copies a VM's disk out of a container image,
+// once the program is there with which it does.
+func (c *Controller) openDisk(ctx context.Context, pod *corev1.Pod, job allocs.Job, alloc *api.Allocation) error {
+	program, disk := alloc.TaskStates[translate.VMFetchTask], alloc.TaskStates[translate.VMDiskTask]
+	if program == nil || disk == nil || program.State != "dead" || program.Failed || !disk.StartedAt.IsZero() {
+		return nil
+	}
+	return c.setGate(ctx, pod, job, translate.VMDiskTask, translate.GateOpen, false)
 }
 
 func (c *Controller) order(pod *corev1.Pod, alloc *api.Allocation) translate.Order {

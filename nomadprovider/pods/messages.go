@@ -45,6 +45,9 @@ func (c *Controller) readMessages(ctx context.Context, pod *corev1.Pod, alloc *a
 			errs = append(errs, c.readMessage(ctx, pod, &list[i], alloc, driver))
 		}
 	}
+	for _, task := range []string{translate.VMFetchTask, translate.VMDiskTask} {
+		errs = append(errs, c.readMessage(ctx, pod, &corev1.Container{Name: task}, alloc, driverDocker))
+	}
 	return errors.Join(errs...)
 }
 

@@ -65,7 +65,7 @@ func (w *Writer) Files(ctx context.Context, pod *corev1.Pod, f *translate.Files,
 		fill(v.Files)
 	}
 	for _, d := range f.Disks {
-		e := companion.Entry{Disk: d.Path, Base: d.Base, Backing: d.Backing, SizeMB: d.SizeMB, Raw: d.Raw, ReadOnly: d.ReadOnly, Label: d.Label}
+		e := companion.Entry{Disk: d.Path, Base: d.Base, Backing: d.Backing, Image: d.Image, SizeMB: d.SizeMB, Raw: d.Raw, ReadOnly: d.ReadOnly, Label: d.Label}
 		if d.Archive {
 			e.Archive, e.Agent, e.Program = true, translate.VMAgent, program(d.Program, values)
 		}

@@ -1,12 +1,8 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -203,35 +199,6 @@ func TestVirtualMachineCommand(t *testing.T) {
 	p = await(t, kube, p, 180*time.Second, "succeeded", phase(corev1.PodSucceeded))
 	if st := status(p, "c"); st.RestartCount != 1 || st.LastTerminationState.Terminated == nil || st.LastTerminationState.Terminated.ExitCode != 2 {
 		t.Errorf("%+v", st)
-	}
-}
-
-// An image that is fetched, with its checksum, boots as one that the client has.
-func TestVirtualMachineFromURL(t *testing.T) {
-	t.Parallel()
-	ns := namespace(t, kube)
-	web := httptest.NewServer(http.FileServer(http.Dir(devcluster.VMImageDir)))
-	defer web.Close()
-	data, err := os.ReadFile(devcluster.VMImagePath)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := create(t, kube, ns, vmPod("vm", func(p *corev1.Pod) {
-		p.Annotations = map[string]string{
-			translate.AnnotationImageChecksum: fmt.Sprintf("sha256:%x", sha256.Sum256(data)), translate.AnnotationVMReady: "agent",
-			translate.AnnotationVMCPUTopology: "2,1,1",
-		}
-		c := &p.Spec.Containers[0]
-		c.Image, c.ReadinessProbe, c.Resources.Requests[corev1.ResourceCPU] = web.URL+"/demo.img", nil, resource.MustParse("1100m")
-		c.Resources.Limits = corev1.ResourceList{corev1.ResourceEphemeralStorage: resource.MustParse("100Mi")}
-	}))
-	p = await(t, kube, p, 180*time.Second, "ready", ready)
-	out, _, _ := execIn(t, p, "c", nil, "sh", "-c", "cat /sys/block/vda/size; grep 'physical id' /proc/cpuinfo | sort -u | wc -l; cat /sys/block/vda/serial; echo; dd if=/dev/zero of=/dev/vda bs=1M seek=50 count=1 2>/dev/null && sync && echo written")
-	if out != fmt.Sprintf("%d\n2\nroot\nwritten\n", 100<<20/512) {
-		t.Errorf("the disk and the CPUs: %q", out)
-	}
-	if after, err := os.ReadFile(devcluster.VMImagePath); err != nil || !bytes.Equal(after, data) {
-		t.Errorf("the image has changed: %v", err)
 	}
 }
 

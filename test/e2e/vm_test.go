@@ -235,9 +235,11 @@ func TestVirtualMachineRefused(t *testing.T) {
 		opt  option
 		want string
 	}{
+		// On a node without a cache Nomad fetches.
 		{"checksum", func(p *corev1.Pod) {
+			onSecondNode(p)
 			p.Spec.Containers[0].Image = web.URL + "/demo.img"
-			p.Annotations[translate.AnnotationImageChecksum] = "sha256:" + strings.Repeat("0", 64)
+			p.Annotations = map[string]string{translate.AnnotationImageChecksum: "sha256:" + strings.Repeat("0", 64)}
 		}, "hecksum"},
 		{"no-disk", func(p *corev1.Pod) { p.Spec.Containers[0].Image = noDisk }, "is no disk image"},
 		{"no-file", func(p *corev1.Pod) { p.Spec.Containers[0].Image = devcluster.VMImageDir + "/none.img" }, "none.img"},
