@@ -15,7 +15,7 @@ func imageRoom(t *testing.T) (*room, *corev1.Pod) {
 	r := newRoom(t)
 	c := config.Config{VirtualNodes: []config.VirtualNode{{Name: "n", CompanionImage: "companion"}}}
 	c.Complete()
-	r.nodes["n"] = testNode{config.Profile(c.VirtualNodes[0])}
+	r.nodes["n"] = testNode{profile: config.Profile(c.VirtualNodes[0])}
 	return r, r.pod(func(p *corev1.Pod) {
 		p.Spec.RuntimeClassName = new("nomad-vm")
 		p.Spec.Containers[0].Image = "disks/debian:12"
