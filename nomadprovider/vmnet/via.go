@@ -1,0 +1,36 @@
+package vmnet
+
+import (
+	"context"
+	"net"
+	"net/netip"
+)
+
+// Via is where a connection from within a pod to an address, host:port, goes: the
+// loopback of a VM that has the pod's address is the guest's, and there it is
+// reached by that address. Others stay as they are.
+func Via(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || !loopback(host) {
+		return address
+	}
+	// Most pods have no bridge, and this is cheaper than to look for the address.
+	if _, err := net.InterfaceByName(bridgeName); err != nil {
+		return address
+	}
+	up, err := findUplink()
+	if err != nil {
+		return address
+	}
+	return net.JoinHostPort(up.address.Addr().String(), port)
+}
+
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+// Dial is [net.Dialer.DialContext] by way of [Via].
+func Dial(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error) {
+	return d.DialContext(ctx, network, Via(address))
+}
