@@ -87,6 +87,9 @@ func (b *builder) files() *Files {
 		return nil
 	}
 	f := &Files{Disks: b.machine.disks, Items: b.fileItems.list}
+	if b.machine.tap {
+		f.Guest = b.vmMAC().String()
+	}
 	gid := b.fsGroup()
 	for i := range b.pod.Spec.Volumes {
 		v := b.volumes[b.pod.Spec.Volumes[i].Name]

@@ -288,7 +288,9 @@ func (b *builder) newTask(c *container) {
 func (b *builder) finishTask(c *container) {
 	b.envTemplates(c)
 	for _, k := range sortedKeys(b.row.Config) {
-		c.config[k] = b.row.Config[k]
+		if b.row.Driver != driverQemu || k != RowNetwork {
+			c.config[k] = b.row.Config[k]
+		}
 	}
 	if len(c.config) > 0 {
 		c.task.Config = c.config

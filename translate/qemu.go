@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"math"
 	"strconv"
@@ -59,6 +58,8 @@ type machine struct {
 	disks []Disk
 	// hostIP says that the companion is to know the client's address.
 	hostIP bool
+	// tap says that the guest has the pod's address.
+	tap bool
 	// mounts and artifacts are the companion's.
 	mounts    []map[string]any
 	artifacts []*api.TaskArtifact
@@ -75,6 +76,7 @@ func (b *builder) vm(c *container) {
 		b.refuse("spec.runtimeClassName", "a VM pod needs the companion: set virtualNodes[].companionImage")
 	}
 	b.vmRefusals(c)
+	b.machine.tap = b.vmTap()
 	args := []string{
 		// qemu takes the last -m; the driver's own is the task's memory.
 		"-m", strconv.Itoa(b.memory(c.Container).reserve),
@@ -166,7 +168,12 @@ func (b *builder) vmCompanion(t *api.Task) {
 	t.Lifecycle = nil
 	t.KillTimeout = vm.KillTimeout
 	t.Artifacts = b.machine.artifacts
-	t.Config["args"] = []string{"vm", VMMonitor, VMPodDisk, VMAgent}
+	command := "vm"
+	if b.machine.tap {
+		command = "vm-tap"
+		b.tapCompanion(t)
+	}
+	t.Config["args"] = []string{command, VMMonitor, VMPodDisk, VMAgent}
 	if b.guest.command {
 		t.Config["args"] = append(t.Config["args"].([]string), vmDirectory+"/"+vmExitPort, vmDirectory+"/"+VMExit, vmDirectory+"/"+vmEnd)
 	}
@@ -181,36 +188,6 @@ func (b *builder) vmCompanion(t *api.Task) {
 	if len(b.machine.mounts) > 0 {
 		t.Config["mount"] = b.machine.mounts
 	}
-}
-
-// vmNetwork gives the guest qemu's user network within the allocation's
-// network namespace, and forwards the container's ports from the pod's
-// address to it.
-func (b *builder) vmNetwork(c *container) []string {
-	netdev := "user,id=net0"
-	for _, p := range c.Ports {
-		protocol := strings.ToLower(string(p.Protocol))
-		switch {
-		case protocol == "":
-			protocol = "tcp"
-		case p.Protocol == corev1.ProtocolSCTP:
-			b.refuse(fmt.Sprintf("%s.ports[%d].protocol", c.path, p.ContainerPort), "a VM's ports are TCP or UDP")
-			continue
-		}
-		if !b.ownAddress() && p.HostPort == 0 {
-			b.note(fmt.Sprintf("%s.ports[%d]", c.path, p.ContainerPort), "is not reachable: the VM has the client's network and the port no hostPort")
-			continue
-		}
-		netdev += fmt.Sprintf(",hostfwd=%s::%d-:%d", protocol, p.ContainerPort, p.ContainerPort)
-	}
-	return []string{"-netdev", netdev, "-device", "virtio-net-pci,netdev=net0,mac=" + b.vmMAC()}
-}
-
-// vmMAC is the guest's own, in the range of locally administered addresses
-// that qemu's belong to.
-func (b *builder) vmMAC() string {
-	sum := sha256.Sum256([]byte(b.pod.UID))
-	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", sum[0], sum[1], sum[2])
 }
 
 // vmRefusals lists what has a meaning only for a container's process.

@@ -271,6 +271,9 @@ type Files struct {
 	Volumes []FileVolume
 	Dirs    []Dir
 	Disks   []Disk
+	// Guest is the MAC of a VM's guest that is to have the pod's address, empty
+	// for none.
+	Guest string
 	// Items are the sources of the files' contents.
 	Items []Item
 }

@@ -20,6 +20,8 @@ const (
 	// AnnotationVMNetworkConfig is cloud-init's network-config, in the place of
 	// the one that is made of the pod's DNS settings.
 	AnnotationVMNetworkConfig = annotationVM + "network-config"
+	// AnnotationVMNetwork is what network the guest has: user or tap.
+	AnnotationVMNetwork = annotationVM + "network"
 	// AnnotationVMSSHKeys are public keys, one a line, for the image's default user.
 	AnnotationVMSSHKeys = annotationVM + "ssh-keys"
 	// AnnotationVMKernel and AnnotationVMInitrd are files of the Nomad client that
@@ -48,7 +50,7 @@ const (
 )
 
 var vmAnnotations = map[string]bool{
-	AnnotationVMUserData: true, AnnotationVMUserDataFrom: true, AnnotationVMNetworkConfig: true, AnnotationVMSSHKeys: true,
+	AnnotationVMUserData: true, AnnotationVMUserDataFrom: true, AnnotationVMNetworkConfig: true, AnnotationVMNetwork: true, AnnotationVMSSHKeys: true,
 	AnnotationVMKernel: true, AnnotationVMInitrd: true, AnnotationVMCmdline: true, AnnotationVMFirmware: true,
 	AnnotationVMReady: true, AnnotationVMCPUTopology: true, AnnotationVMHugePages: true, AnnotationVMPCIDevices: true,
 	AnnotationVMImagePath: true,
@@ -149,9 +151,11 @@ func (b *builder) vmMetaData() string {
 }
 
 // vmNetworkConfig has the guest take its address by DHCP, and its name servers
-// from the pod: qemu's user network would hand it the client's.
+// from the pod: qemu's user network would hand it the client's. With the pod's own
+// address it is the same: that may change when the client reboots, and cloud-init
+// looks at this once.
 func (b *builder) vmNetworkConfig() string {
-	card := map[string]any{"match": map[string]any{"macaddress": b.vmMAC()}, "set-name": "eth0", "dhcp4": true}
+	card := map[string]any{"match": map[string]any{"macaddress": b.vmMAC().String()}, "set-name": "eth0", "dhcp4": true}
 	if d := b.group.Networks[0].DNS; d != nil && len(d.Servers) > 0 {
 		card["dhcp4-overrides"] = map[string]any{"use-dns": false}
 		card["nameservers"] = map[string]any{"addresses": d.Servers, "search": append([]string{}, d.Searches...)}

@@ -21,6 +21,7 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/dockerproxy"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/forward"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/probes"
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/vmnet"
 )
 
 const usage = `usage: companion COMMAND
@@ -53,6 +54,8 @@ const usage = `usage: companion COMMAND
                    leave in DIR a link to a copy in CACHE, or without CACHE ("")
                    a copy, of the disk that the container image holds that this
                    is run in: at PATH, or without PATH ("") the one below /disk
+  vm-tap ...       the same, and answer the DHCP requests of the guest, which has
+                   the pod's address
   vm-press MONITOR press the power button
   vm-cut MONITOR   end the VM at once
   vm-memory MONITOR
@@ -83,12 +86,15 @@ func main() {
 	case len(args) == 1 && args[0] == "get":
 		answer(companion.Get(stop, os.Stdin))
 	case len(args) == 2 && args[0] == "probes":
-		err = companion.Probes(stop, os.Stdin, os.Stdout, probes.NewNetwork(args[1]), clock.RealClock{})
+		err = companion.Probes(stop, os.Stdin, os.Stdout, probes.NewNetwork(args[1], vmnet.Via), clock.RealClock{})
 	case len(args) == 1 && args[0] == "forward":
-		err = forward.Serve(stop, stdio{os.Stdin, os.Stdout}, forward.Local)
+		err = forward.Serve(stop, stdio{os.Stdin, os.Stdout}, vmnet.Local)
 	case len(args) == 3 && args[0] == "docker-proxy":
 		err = dockerproxy.Serve(stop, args[1], args[2], hclog.Default())
-	case (len(args) == 4 || len(args) == 7) && args[0] == "vm":
+	case (len(args) == 4 || len(args) == 7) && (args[0] == "vm" || args[0] == "vm-tap"):
+		if args[0] == "vm-tap" {
+			go serveDHCP()
+		}
 		told := make(chan os.Signal, 1)
 		signal.Notify(told, syscall.SIGUSR1)
 		go companion.KeepUp(stop, told, args[2], args[3])
@@ -130,6 +136,15 @@ func main() {
 		os.Exit(2)
 	}
 	if err != nil {
+		fmt.Fprintln(os.Stderr, "companion:", err)
+		os.Exit(1)
+	}
+}
+
+// serveDHCP ends the program when it cannot: Nomad starts it again, and all that was
+// made stays.
+func serveDHCP() {
+	if err := vmnet.Serve(context.Background(), "/etc/resolv.conf"); err != nil {
 		fmt.Fprintln(os.Stderr, "companion:", err)
 		os.Exit(1)
 	}

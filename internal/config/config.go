@@ -297,6 +297,9 @@ func (c *Config) Validate() error {
 			if r.Driver == "" {
 				bad("%s.runtimes[%q].driver: is missing", at, class)
 			}
+			if v, given := r.Config[translate.RowNetwork]; given && r.Driver == "qemu" && v != translate.VMNetworkUser && v != translate.VMNetworkTap {
+				bad("%s.runtimes[%q].config.network: %q is neither user nor tap", at, class, v)
+			}
 		}
 		for k, v := range n.Labels {
 			if msgs := validation.IsQualifiedName(k); len(msgs) > 0 {

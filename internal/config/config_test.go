@@ -135,6 +135,7 @@ func TestErrors(t *testing.T) {
 		{node("network: overlay"), `virtualNodes[0].network: "overlay" is none of bridge, host, and cni/`},
 		{node("network: cni/"), `virtualNodes[0].network: "cni/" is none of`},
 		{node("runtimes: {x: {}}"), `virtualNodes[0].runtimes["x"].driver: is missing`},
+		{node("runtimes: {x: {driver: qemu, config: {network: bridge}}}"), `virtualNodes[0].runtimes["x"].config.network: "bridge" is neither user nor tap`},
 		{node("labels: {\"a b\": c}"), `virtualNodes[0].labels: key "a b":`},
 		{node("labels: {a: \"b c\"}"), `virtualNodes[0].labels[a]: "b c":`},
 		{node("podsPerClient: -1"), "virtualNodes[0].podsPerClient: -1 is negative"},

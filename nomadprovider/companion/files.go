@@ -7,13 +7,18 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/vmnet"
 )
 
-// Entry is one line of what [WriteFiles] reads. Exactly one of Dir, Volume, Disk,
-// File and End is set; files belong to the volume or disk before them.
+// Entry is one line of what [WriteFiles] reads. Exactly one of Guest, Dir, Volume,
+// Disk, File and End is set; files belong to the volume or disk before them.
 type Entry struct {
+	// Guest is the MAC of a VM's guest that is to have the pod's address.
+	Guest string `json:"guest,omitempty"`
 	// Dir is a directory to be there, with this owner and mode. What it holds is
 	// left alone, and so is a kept one that is there, but for its group if one is given.
 	Dir  string `json:"dir,omitempty"`
@@ -105,6 +110,8 @@ func WriteFiles(r io.Reader) error {
 // start makes what an entry names; nil if no files are to follow.
 func start(e Entry) (set, error) {
 	switch {
+	case e.Guest != "":
+		return nil, hand(e.Guest)
 	case e.Dir != "":
 		return nil, makeDir(e)
 	case e.Volume != "":
@@ -118,7 +125,19 @@ func start(e Entry) (set, error) {
 	case e.Disk != "":
 		return nil, makeDisk(e)
 	}
-	return nil, errors.New("an entry is neither directory, volume, disk nor a file of one")
+	return nil, errors.New("an entry is neither guest, directory, volume, disk nor a file of one")
+}
+
+// hand gives a guest the pod's address. The VM waits for it as for its disks.
+func hand(guest string) error {
+	mac, err := net.ParseMAC(guest)
+	if err == nil {
+		err = vmnet.Hand(mac)
+	}
+	if err != nil {
+		return fmt.Errorf("give the guest the pod's address: %w", err)
+	}
+	return nil
 }
 
 func makeDir(e Entry) error {

@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/vmnet"
 )
 
 // Request is what [Get] reads: the request of an httpGet lifecycle hook.
@@ -36,6 +39,9 @@ func Get(ctx context.Context, r io.Reader) error {
 	req.Host = want.Header.Get("Host")
 	client := &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, vmnet.Via(address))
+		},
 	}}
 	resp, err := client.Do(req)
 	if err != nil {

@@ -25,7 +25,7 @@ func (n *Network) check(ctx context.Context, g *GRPC, timeout time.Duration) (Ou
 		grpc.WithUserAgent(n.agent),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return dialer().DialContext(ctx, "tcp", addr)
+			return n.dial(ctx, "tcp", addr)
 		}))
 	if err != nil {
 		return Failure, fmt.Sprintf("error: failed to connect service at %q: %v", addr, err), nil

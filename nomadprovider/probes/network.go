@@ -18,12 +18,16 @@ import (
 // Network makes the probes that go over the network, from wherever it runs.
 type Network struct {
 	agent string
-	http  *http.Transport
+	// via is where a connection to an address, host:port, goes.
+	via  func(address string) string
+	http *http.Transport
 }
 
-// NewNetwork makes a Network that calls itself agent, such as kube-probe/1.35.
-func NewNetwork(agent string) *Network {
-	return &Network{agent: agent, http: &http.Transport{
+// NewNetwork makes a Network that calls itself agent, such as kube-probe/1.35, and
+// connects where via says for an address.
+func NewNetwork(agent string, via func(address string) string) *Network {
+	n := &Network{agent: agent, via: via}
+	n.http = &http.Transport{
 		// As the kubelet: whose certificate it is does not matter, no proxy, and
 		// each probe finds out anew whether the server takes connections.
 		TLSClientConfig:     &tls.Config{InsecureSkipVerify: true},
@@ -31,8 +35,13 @@ func NewNetwork(agent string) *Network {
 		DisableKeepAlives:   true,
 		DisableCompression:  true,
 		ForceAttemptHTTP2:   true,
-		DialContext:         dialer().DialContext,
-	}}
+		DialContext:         n.dial,
+	}
+	return n
+}
+
+func (n *Network) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return dialer().DialContext(ctx, network, n.via(address))
 }
 
 // Probe implements [Prober].
@@ -44,7 +53,7 @@ func (n *Network) Probe(ctx context.Context, p Probe) (Outcome, string, error) {
 	case a.HTTP != nil:
 		return n.get(ctx, a.HTTP, p.Timeout)
 	case a.TCP != nil:
-		return connect(ctx, a.TCP, p.Timeout)
+		return n.connect(ctx, a.TCP, p.Timeout)
 	case a.GRPC != nil:
 		return n.check(ctx, a.GRPC, p.Timeout)
 	}
@@ -131,10 +140,10 @@ func (n *Network) request(ctx context.Context, h *HTTP) (*http.Request, error) {
 }
 
 // connect is successful when the server takes the connection.
-func connect(ctx context.Context, t *TCP, timeout time.Duration) (Outcome, string, error) {
+func (n *Network) connect(ctx context.Context, t *TCP, timeout time.Duration) (Outcome, string, error) {
 	d := dialer()
 	d.Timeout = timeout
-	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(t.Host, strconv.Itoa(t.Port)))
+	conn, err := d.DialContext(ctx, "tcp", n.via(net.JoinHostPort(t.Host, strconv.Itoa(t.Port))))
 	if err != nil {
 		return Failure, err.Error(), nil
 	}

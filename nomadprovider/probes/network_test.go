@@ -16,9 +16,12 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
+// direct is the way of most pods.
+func direct(address string) string { return address }
+
 func try(t *testing.T, timeout time.Duration, a Action) (Outcome, string) {
 	t.Helper()
-	outcome, output, err := NewNetwork("kube-probe/1.35").Probe(t.Context(), Probe{Timeout: timeout, Action: a})
+	outcome, output, err := NewNetwork("kube-probe/1.35", direct).Probe(t.Context(), Probe{Timeout: timeout, Action: a})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,8 +186,30 @@ func TestGRPC(t *testing.T) {
 
 func TestBroken(t *testing.T) {
 	for _, a := range []Action{{Broken: "port web not found"}, {}} {
-		if outcome, _, err := NewNetwork("").Probe(t.Context(), Probe{Action: a}); outcome != Unknown || err == nil {
+		if outcome, _, err := NewNetwork("", direct).Probe(t.Context(), Probe{Action: a}); outcome != Unknown || err == nil {
 			t.Errorf("%s, %v", outcome, err)
+		}
+	}
+}
+
+// All probes go where the network has them go.
+func TestVia(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Host) }))
+	defer s.Close()
+	var asked []string
+	n := NewNetwork("", func(address string) string {
+		asked = append(asked, address)
+		return s.Listener.Addr().String()
+	})
+	for name, a := range map[string]Action{"http": {HTTP: &HTTP{Host: "10.9.9.9", Port: 80}}, "tcp": {TCP: &TCP{Host: "10.9.9.9", Port: 80}}, "grpc": {GRPC: &GRPC{Host: "10.9.9.9", Port: 80}}} {
+		asked = nil
+		outcome, output, err := n.Probe(t.Context(), Probe{Timeout: time.Second, Action: a})
+		// The server speaks no gRPC.
+		if len(asked) == 0 || asked[0] != "10.9.9.9:80" || err != nil || name != "grpc" && outcome != Success {
+			t.Errorf("%s: %s %q %v, asked for %q", name, outcome, output, err, asked)
+		}
+		if name == "http" && output != "10.9.9.9:80" {
+			t.Errorf("the server is asked for %s", output)
 		}
 	}
 }

@@ -45,6 +45,9 @@ func (w *Writer) Files(ctx context.Context, pod *corev1.Pod, f *translate.Files,
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	put := func(e companion.Entry) { _ = enc.Encode(e) } // neither the type nor the buffer can fail
+	if f.Guest != "" {
+		put(companion.Entry{Guest: f.Guest})
+	}
 	for _, d := range f.Dirs {
 		put(companion.Entry{Dir: d.Path, Mode: d.Mode, GID: gid(d.GID), Kept: d.Kept})
 	}

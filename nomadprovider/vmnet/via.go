@@ -4,6 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strconv"
+
+	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/forward"
 )
 
 // Via is where a connection from within a pod to an address, host:port, goes: the
@@ -30,7 +33,12 @@ func loopback(host string) bool {
 	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
-// Dial is [net.Dialer.DialContext] by way of [Via].
-func Dial(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error) {
-	return d.DialContext(ctx, network, Via(address))
+// Local dials a port on the pod's loopback, as [forward.Local] does, or else the
+// guest's.
+func Local(ctx context.Context, port int) (net.Conn, error) {
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	if guest := Via(address); guest != address {
+		return new(net.Dialer).DialContext(ctx, "tcp4", guest)
+	}
+	return forward.Local(ctx, port)
 }
