@@ -28,11 +28,10 @@ const (
 // the client's docker driver (nomadprovider/vmnet).
 var VMTapCapabilities = []string{"net_admin", "net_bind_service", "net_raw"}
 
-const (
-	// vmTapDevice is the guest's card on the client, which the companion makes.
-	vmTapDevice = "vmtap0"
-	tunDevice   = "/dev/net/tun"
-)
+// VMTapDevice is the guest's card on the client, which the companion makes.
+const VMTapDevice = "vmtap0"
+
+const tunDevice = "/dev/net/tun"
 
 // vmTap decides whether the guest has the pod's address: as the row says, unless
 // the pod wants less.
@@ -58,7 +57,7 @@ func (b *builder) vmTap() bool {
 // within the allocation's network namespace the container's ports are forwarded
 // from the pod's address.
 func (b *builder) vmNetwork(c *container) []string {
-	netdev := "tap,id=net0,ifname=" + vmTapDevice + ",script=no,downscript=no"
+	netdev := "tap,id=net0,ifname=" + VMTapDevice + ",script=no,downscript=no"
 	if !b.machine.tap {
 		netdev = "user,id=net0" + b.vmForwards(c)
 	}

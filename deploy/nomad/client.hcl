@@ -79,7 +79,9 @@ plugin "docker" {
 
     # What securityContext.capabilities.add may name. Docker's default set is
     # always needed, for containers that drop and add. Extend it only with what
-    # hostAccess.capabilities allows, too.
+    # hostAccess.capabilities allows, too. Where guests of VMs have their pods'
+    # addresses (config.network: tap in a row of virtualNodes[].runtimes), add
+    # "net_admin" for their companions.
     allow_caps = [
       "audit_write", "chown", "dac_override", "fowner", "fsetid", "kill",
       "mknod", "net_bind_service", "net_raw", "setfcap", "setgid", "setpcap",

@@ -42,7 +42,7 @@ const (
 // clients may boot it.
 func (c *Cluster) installVMImage(ctx context.Context) error {
 	return c.step("VM image", func() (string, error) {
-		cached := filepath.Join(c.opts.CacheDir, "vm")
+		cached := filepath.Join(c.opts.CacheDir, "vm-"+vmVersion())
 		if !exists(cached) {
 			if err := buildVMImage(ctx, filepath.Join(c.opts.CacheDir, "vm-build"), cached); err != nil {
 				return "", fmt.Errorf("build the demonstration's VM image: %w", err)

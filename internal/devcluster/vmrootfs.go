@@ -3,11 +3,14 @@ package devcluster
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -19,6 +22,15 @@ var vmModules = []string{
 	"failover", "net_failover", "virtio_net", "virtio_blk", "cdrom", "isofs", "virtio_console", "button", "evdev", "virtio_balloon",
 	"pvpanic", "pvpanic-mmio",
 	"crc16", "crc32c_generic", "libcrc32c", "mbcache", "jbd2", "ext4",
+}
+
+// vmVersion names what the VM is made of here, so that a change is built anew.
+func vmVersion() string {
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(vmFiles)) {
+		fmt.Fprintf(h, "%s\x00%s\x00", name, vmFiles[name])
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))[:12]
 }
 
 // vmFiles is the VM's system beside busybox and the modules.
@@ -69,9 +81,23 @@ sleep 1000000
 [ "$1" = bound ] || [ "$1" = renew ] || exit 0
 ip addr flush dev "$interface"
 ip addr add "$ip/${mask:-24}" dev "$interface"
+[ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
 ip link set "$interface" up
-for r in $router; do ip route replace default via "$r" dev "$interface"; done
-for d in $dns; do echo "nameserver $d"; done >/etc/resolv.conf
+if [ -n "$staticroutes" ]; then
+  set -- $staticroutes
+  while [ $# -gt 1 ]; do
+    via="via $2"
+    [ "$2" != 0.0.0.0 ] || via=
+    ip route replace "$1" $via dev "$interface"
+    shift 2
+  done
+else
+  for r in $router; do ip route replace default via "$r" dev "$interface"; done
+fi
+{
+  [ -z "$search" ] || echo "search $search"
+  for d in $dns; do echo "nameserver $d"; done
+} >/etc/resolv.conf
 `,
 
 	// What busybox acpid runs when the power button is pressed.

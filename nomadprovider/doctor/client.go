@@ -32,7 +32,7 @@ func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
 		s.check(r, where, self)
 	}
 	if slices.Contains(drivers(c), "docker") {
-		capabilities(r, where, self, c.vn.HostAccess.Capabilities)
+		capabilities(r, where, self, slices.Concat(c.vn.HostAccess.Capabilities, tapCapabilities(c)))
 		if c.vn.HostAccess.Privileged && !self.plugin("docker").boolean("allow_privileged") {
 			r.add(Check{Where: where, What: "docker privileged", Result: Warn, Found: "off", Breaks: "privileged pods, which hostAccess allows, fail to start",
 				Remedy: `plugin "docker" { config { allow_privileged = true } }`})
@@ -168,6 +168,16 @@ func (d *Doctor) compute(r *Report, where string, n *api.Node) {
 var dockerCaps = []string{"audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "mknod",
 	"net_bind_service", "net_raw", "setfcap", "setgid", "setpcap", "setuid", "sys_chroot"}
 
+// tapCapabilities are the companions' whose guests have their pods' addresses.
+func tapCapabilities(c poolClient) []string {
+	for _, rt := range c.vn.Runtimes {
+		if rt.Driver == "qemu" && rt.Config[translate.RowNetwork] == translate.VMNetworkTap {
+			return translate.VMTapCapabilities
+		}
+	}
+	return nil
+}
+
 func capabilities(r *Report, where string, self *agentSelf, allowed []string) {
 	have := self.plugin("docker").list("allow_caps")
 	if slices.Contains(have, "all") {
@@ -181,7 +191,9 @@ func capabilities(r *Report, where string, self *agentSelf, allowed []string) {
 		have = slices.DeleteFunc(slices.Clone(dockerCaps), func(c string) bool { return c == "net_raw" })
 	}
 	for _, c := range allowed {
-		want = append(want, strings.ToLower(strings.TrimPrefix(c, "CAP_")))
+		if c = strings.ToLower(strings.TrimPrefix(c, "CAP_")); !slices.Contains(want, c) {
+			want = append(want, c)
+		}
 	}
 	missing := slices.DeleteFunc(want, func(c string) bool { return slices.Contains(have, c) })
 	if len(missing) == 0 {
@@ -189,6 +201,6 @@ func capabilities(r *Report, where string, self *agentSelf, allowed []string) {
 		return
 	}
 	r.add(Check{Where: where, What: "docker allow_caps", Result: Warn, Found: "missing: " + strings.Join(missing, ", "),
-		Breaks: "pods that need these capabilities fail to start (net_raw: ping)",
+		Breaks: "pods that need these capabilities fail to start (net_raw: ping; net_admin: VMs whose runtime has config.network: tap)",
 		Remedy: `plugin "docker" { config { allow_caps = [...] } } as in deploy/nomad/client.hcl`})
 }

@@ -237,6 +237,30 @@ func TestAgentSettings(t *testing.T) {
 	}
 }
 
+// A row whose guests have their pods' addresses needs what its companions need.
+func TestTapCapabilities(t *testing.T) {
+	for _, tc := range []struct {
+		network any
+		want    Result
+	}{{nil, OK}, {"user", OK}, {"tap", Warn}} {
+		vn := testConfig(func(n *config.VirtualNode) {
+			if tc.network != nil {
+				n.Runtimes["nomad-vm"] = translate.Runtime{Driver: "qemu", Config: map[string]any{"network": tc.network}}
+			}
+		}).VirtualNodes[0]
+		var a agentSelf
+		allowed, _ := json.Marshal(dockerCaps)
+		if err := json.Unmarshal(fmt.Appendf(nil, `{"config":{"Plugins":[{"Name":"docker","Config":{"allow_caps":%s}}]}}`, allowed), &a); err != nil {
+			t.Fatal(err)
+		}
+		r := &Report{}
+		capabilities(r, "x", &a, tapCapabilities(poolClient{vn: vn}))
+		if c := r.Checks[0]; c.Result != tc.want || tc.want == Warn && c.Found != "missing: net_admin" {
+			t.Errorf("network %v: %+v", tc.network, c)
+		}
+	}
+}
+
 func TestKubernetesFaults(t *testing.T) {
 	kube := fake.NewClientset()
 	kube.PrependReactor("create", "selfsubjectaccessreviews", func(a ktesting.Action) (bool, runtime.Object, error) {

@@ -16,7 +16,16 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
+	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
+
+// The companion is to stay small, so translate's names are not its own: a VM would
+// make a card that nobody knows.
+func TestOneNameForTheTap(t *testing.T) {
+	if tapName != translate.VMTapDevice {
+		t.Errorf("qemu opens %s, and %s is made", translate.VMTapDevice, tapName)
+	}
+}
 
 // bed is a client with pods on one bridge, as Nomad's bridge network makes it.
 type bed struct{ client *netlab.NS }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	deploynomad "github.com/nomad-kubelet/nomad-kubelet/deploy/nomad"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
@@ -64,11 +65,13 @@ func run(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	opts := options(dir, ports())
 	opts.MockRuntime, opts.VMImage = true, true
+	opts.ClientHCL = withTap(deploynomad.Client)
 	opts.CacheDir = filepath.Join(binDir(), "..", ".dev", "test-cache")
 	opts.Out = os.Stdout
 	opts.Configure = func(c *config.Config) {
 		allowDiary(c)
 		c.VirtualNodes[0].HostAccess.HostPorts = true
+		allowTap(&c.VirtualNodes[0])
 		second := c.VirtualNodes[0]
 		second.Name, second.Labels = secondNode, map[string]string{"example.com/second": "yes"}
 		second.HostAccess = translate.HostAccess{}
