@@ -2,6 +2,7 @@ package devcluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"net"
 	"net/netip"
@@ -19,8 +20,12 @@ func makeBridge(ctx context.Context, name string, address netip.Prefix) error {
 	if exists(filepath.Join("/sys/class/net", name)) {
 		return nil
 	}
+	// Without a MAC of its own a bridge takes a port's, and another when that pod goes:
+	// what others have remembered of it then leads nowhere.
+	sum := sha256.Sum256([]byte(name))
+	mac := net.HardwareAddr{0x02, sum[0], sum[1], sum[2], sum[3], sum[4]}
 	for _, args := range [][]string{
-		{"link", "add", name, "type", "bridge"},
+		{"link", "add", name, "address", mac.String(), "type", "bridge"},
 		{"address", "add", address.String(), "dev", name},
 		{"link", "set", name, "up"},
 	} {
