@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -48,7 +47,7 @@ func prerequisites(ctx context.Context, o Options) []Prerequisite {
 		return list
 	}
 	list = append(list, Prerequisite{"qemu", "qemu-system-x86", program("qemu-system-x86_64")})
-	if exists(filepath.Join(o.CacheDir, "vm")) {
+	if exists(vmCache(o.CacheDir)) {
 		return list
 	}
 	return append(list,

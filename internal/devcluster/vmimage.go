@@ -38,21 +38,32 @@ const (
 	sectorSize     = 512
 )
 
-// installVMImage builds the VM unless the cache has it, and copies it to where
-// clients may boot it.
+// vmCache is where a cache has the VM.
+func vmCache(dir string) string { return filepath.Join(dir, "vm-"+vmVersion()) }
+
+// BuildVMImage builds the VM unless the cache has it, which needs Debian's packages
+// over the network.
+func BuildVMImage(ctx context.Context, cache string) error {
+	if exists(vmCache(cache)) {
+		return nil
+	}
+	if err := buildVMImage(ctx, filepath.Join(cache, "vm-build"), vmCache(cache)); err != nil {
+		return fmt.Errorf("build the demonstration's VM image: %w", err)
+	}
+	return nil
+}
+
+// installVMImage copies the VM to where clients may boot it.
 func (c *Cluster) installVMImage(ctx context.Context) error {
 	return c.step("VM image", func() (string, error) {
-		cached := filepath.Join(c.opts.CacheDir, "vm-"+vmVersion())
-		if !exists(cached) {
-			if err := buildVMImage(ctx, filepath.Join(c.opts.CacheDir, "vm-build"), cached); err != nil {
-				return "", fmt.Errorf("build the demonstration's VM image: %w", err)
-			}
+		if err := BuildVMImage(ctx, c.opts.CacheDir); err != nil {
+			return "", err
 		}
 		if err := os.MkdirAll(VMImageDir, 0o755); err != nil {
 			return "", err
 		}
 		for at, name := range vmFilesBuilt {
-			if err := copyFile(filepath.Join(cached, name), at, 0o644); err != nil {
+			if err := copyFile(filepath.Join(vmCache(c.opts.CacheDir), name), at, 0o644); err != nil {
 				return "", err
 			}
 		}

@@ -60,7 +60,7 @@ for card in /sys/class/net/e*; do
   udhcpc -i "${card##*/}" -s /etc/dhcp -t 3 -T 1 -b >/dev/null 2>&1
 done
 echo "<h1>Hello from a VM pod</h1><p>Linux $(uname -r), $(nproc) CPU, $(awk '/MemTotal/{print int($2/1024)}' /proc/meminfo) MiB</p>" >/www/index.html
-httpd -p 8080 -h /www
+httpd -p 0.0.0.0:8080 -h /www
 acpid
 # What cloud-init would do with vendor-data.
 [ ! -e /seed/vendor-data ] || sh /seed/vendor-data

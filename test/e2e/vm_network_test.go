@@ -58,7 +58,7 @@ func tapRuntime(t *testing.T) {
 const whoPort = 9090
 
 // whoami tells callers their addresses.
-const whoami = `mkdir -p /tmp/who/cgi-bin && cd /tmp/who && printf '#!/bin/sh\necho\necho $REMOTE_ADDR\n' >cgi-bin/who && chmod +x cgi-bin/who && httpd -p 9090 -h /tmp/who`
+const whoami = `mkdir -p /tmp/who/cgi-bin && cd /tmp/who && printf '#!/bin/sh\necho\necho $REMOTE_ADDR\n' >cgi-bin/who && chmod +x cgi-bin/who && httpd -p 0.0.0.0:9090 -h /tmp/who`
 
 // callWho is a script that asks it. busybox's wget, built static, looks names up
 // by libraries that are not there.

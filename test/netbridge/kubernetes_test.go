@@ -17,9 +17,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
 
+	deploynomad "github.com/nomad-kubelet/nomad-kubelet/deploy/nomad"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
@@ -48,8 +51,13 @@ func TestOneWordForReady(t *testing.T) {
 // which is a network namespace, and a node of the cluster beside it.
 func TestPodsOfKubernetes(t *testing.T) {
 	needs(t)
-	netlab.Root(t, "nomad", "dockerd", "kube-apiserver", "nomad-kubelet", "kubectl", "kube-proxy", "unshare")
+	netlab.Root(t, "nomad", "dockerd", "kube-apiserver", "nomad-kubelet", "kubectl", "kube-proxy", "unshare",
+		"qemu-system-x86_64", "mkfs.fat", "mcopy", "syslinux")
 	if os.Getenv(machineEnv) == "" {
+		// From within there is no way to Debian's packages.
+		if err := devcluster.BuildVMImage(t.Context(), cacheDir(t)); err != nil {
+			t.Fatal(err)
+		}
 		inOwnNamespace(t)
 		return
 	}
@@ -119,7 +127,8 @@ func TestPodsOfKubernetes(t *testing.T) {
 	kubeProxy(t, c)
 	(&services{t: t, c: c, kube: kube, far: far}).check(one, two)
 	forwards(t, c, "first")
-	for _, name := range []string{"first", "second"} {
+	guest(t, c, kube, far, st.Own.CIDRs[0], one)
+	for _, name := range []string{"first", "second", "vm"} {
 		if err := kube.CoreV1().Pods("default").Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(1))}); err != nil {
 			t.Fatal(err)
 		}
@@ -162,12 +171,17 @@ func hybrid(t *testing.T, machine *host, base int) (*devcluster.Cluster, *kubern
 		t.Fatal(err)
 	}
 	c, err := devcluster.Up(t.Context(), devcluster.Options{
-		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, Out: os.Stdout,
+		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, Out: os.Stdout, VMImage: true, CacheDir: cacheDir(t),
+		// deploy/nomad/client.hcl tells of it.
+		ClientHCL:     strings.Replace(deploynomad.Client, `"mknod", `, `"mknod", "net_admin", `, 1),
 		ExtraNomadHCL: fmt.Sprintf("client {\n  network_interface = \"seg1\"\n  cni_path = \"%s:%s\"\n  cni_config_dir = %q\n}\n", filepath.Dir(program), cniDir, filepath.Join(machine.dir, "cni")),
 		Configure: func(c *config.Config) {
 			c.VirtualNodes[0].Network = translate.NetworkNetbridge
 			c.VirtualNodes[0].Taints = &[]corev1.Taint{}
 			c.VirtualNodes[0].ClusterDNS = []string{dnsAddress}
+			c.VirtualNodes[0].Runtimes = map[string]translate.Runtime{
+				"nomad-vm": {Driver: "qemu", Config: map[string]any{translate.RowNetwork: translate.VMNetworkTap}},
+			}
 		},
 	})
 	t.Cleanup(func() {
@@ -212,6 +226,72 @@ printf '#!/bin/sh\necho\necho $REMOTE_ADDR\n' > who && chmod +x who && exec http
 		t.Fatal(err)
 	}
 	return name
+}
+
+// cacheDir outlives the test.
+func cacheDir(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../../.dev/netbridge-cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// guest makes sure that the guest of a VM pod is in the network as its pod: it has
+// its address, MTU and name server, calls and is called with the callers'
+// addresses.
+func guest(t *testing.T, c *devcluster.Cluster, kube *kubernetes.Clientset, far *pod, block netip.Prefix, neighbour string) {
+	t.Helper()
+	const name = "vm"
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{
+			translate.AnnotationVMKernel: devcluster.VMKernelPath, translate.AnnotationVMInitrd: devcluster.VMInitrdPath,
+			translate.AnnotationVMCmdline: "console=ttyS0 quiet panic=10",
+			translate.AnnotationVMReady:   "agent",
+		}},
+		Spec: corev1.PodSpec{
+			NodeSelector: map[string]string{"type": "virtual-kubelet"}, RuntimeClassName: new("nomad-vm"),
+			Containers: []corev1.Container{{
+				Name: "c", Image: "scratch",
+				Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("192Mi")}},
+				ReadinessProbe: &corev1.Probe{PeriodSeconds: 1, TimeoutSeconds: 5, ProbeHandler: corev1.ProbeHandler{
+					HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(8080)},
+				}},
+			}},
+		},
+	}
+	if _, err := kube.CoreV1().Pods("default").Create(t.Context(), p, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ip := podIP(t, kube, name)
+	if !block.Contains(netip.MustParseAddr(ip)) {
+		t.Errorf("the VM's address is %s, the client's block %s", ip, block)
+	}
+	in := func(script string) string {
+		t.Helper()
+		return kubectl(t, c, "exec", name, "--", "sh", "-c", script)
+	}
+	if out := in("ip -4 -o addr show scope global"); !strings.Contains(out, " "+ip+"/") {
+		t.Errorf("addresses in the guest: %s", out)
+	}
+	if mine, others := in("cat /sys/class/net/eth0/mtu"), kubectl(t, c, "exec", "first", "--", "cat", "/sys/class/net/eth0/mtu"); mine != others {
+		t.Errorf("the guest's MTU is %s, other pods' %s", mine, others)
+	}
+	if out := in("nslookup db.service.consul"); !strings.Contains(out, dnsAddress) || !strings.Contains(out, "192.0.2.77") {
+		t.Errorf("names in the guest: %s", out)
+	}
+	in(`mkdir -p /www/cgi-bin && printf '#!/bin/sh\necho\necho $REMOTE_ADDR\n' >/www` + who + ` && chmod +x /www` + who)
+	if seen := whoami(t, far, ip); seen != far.ip {
+		t.Errorf("the cluster's pod %s is seen by the guest as %s", far.ip, seen)
+	}
+	if seen := kubectl(t, c, "exec", "first", "--", "sh", "-c", `printf 'GET `+who+` HTTP/1.0\r\n\r\n' | nc `+ip+" 8080"); !strings.HasSuffix(seen, neighbour) {
+		t.Errorf("the pod at %s is seen by the guest as %s", neighbour, seen)
+	}
+	if seen := heard(t, far, func(port string) { in("echo hello | nc " + far.ip + " " + port) }); seen != ip {
+		t.Errorf("the cluster's pod is called by %s, not the guest at %s", seen, ip)
+	}
+	t.Logf("the guest at %s is in the network", ip)
 }
 
 // forwards makes sure that a port-forward goes to the pod's own address, and no
