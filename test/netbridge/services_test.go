@@ -169,38 +169,6 @@ func (s *services) check(first, second string) {
 	s.udp()
 }
 
-// mixed runs the example of a container that calls a VM by the name of its Service,
-// from its first answer to that of the VM that comes after it.
-func (s *services) mixed(n *names) {
-	t := s.t
-	n.silent.Store(false)
-	apply := func(verb string, args ...string) string {
-		return kubectl(t, s.c, append([]string{verb, "-f", "../../examples/vm-mixed"}, args...)...)
-	}
-	apply("apply")
-	ip := kubectl(t, s.c, "get", "service", "legacy", "-o", "jsonpath={.spec.clusterIP}")
-	n.service.Store(&ip)
-	ready := func() bool {
-		return kubectl(t, s.c, "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}") == "1"
-	}
-	eventually(t, "answer of a VM by its Service", 2*time.Minute, ready)
-	page := func() string {
-		return kubectl(t, s.c, "exec", "deploy/web", "--", "cat", "/tmp/www/index.html")
-	}
-	if got := page(); !strings.Contains(got, "Hello from a VM pod") {
-		t.Errorf("by the Service of a VM came %q", got)
-	}
-	was := kubectl(t, s.c, "get", "pod", "-l", "app=legacy", "-o", "jsonpath={.items[0].metadata.name}")
-	kubectl(t, s.c, "delete", "pod", was, "--grace-period=0", "--force")
-	// What is served from now on is the next VM's, which has another address.
-	kubectl(t, s.c, "exec", "deploy/web", "--", "sh", "-c", "sleep 4; echo gone > /tmp/www/index.html")
-	eventually(t, "answer of the next VM", 2*time.Minute, func() bool { return strings.Contains(page(), "Hello from a VM pod") })
-	apply("delete", "--wait=false", "--grace-period=1")
-	eventually(t, "end of the example", time.Minute, func() bool {
-		return kubectl(t, s.c, "get", "pods", "-l", "app in (legacy, web)", "-o", "name") == ""
-	})
-}
-
 // heardAt is who calls a port of the cluster's pod.
 func (s *services) heardAt(port int, call func()) string {
 	s.t.Helper()
