@@ -9,6 +9,8 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/filelock"
 )
 
 // Console joins a client to a VM's serial console until its input ends, the VM
@@ -80,26 +82,7 @@ func drain(conn io.ReadCloser, out io.Writer) error {
 // the order of asking, or gives up when ctx ends. It is given back when the file is
 // closed or the process ends.
 func exclusive(ctx context.Context, socket string) (*os.File, error) {
-	f, err := os.OpenFile(socket+".lock", os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	taken := make(chan error, 1)
-	go func() { taken <- flock(f, syscall.LOCK_EX) }()
-	select {
-	case err = <-taken:
-	case <-ctx.Done():
-		go func() {
-			<-taken // the kernel's queue is not left; its turn is given back
-			f.Close()
-		}()
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return filelock.Exclusive(ctx, socket+".lock")
 }
 
 // succeed is exclusive, and tells the process that has the right to end.
@@ -108,13 +91,13 @@ func succeed(socket string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = flock(f, syscall.LOCK_EX|syscall.LOCK_NB)
+	err = filelock.Flock(f, syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		holder, _ := os.ReadFile(f.Name())
 		if pid, e := strconv.Atoi(string(holder)); e == nil && pid > 0 && pid != os.Getpid() {
 			_ = syscall.Kill(pid, syscall.SIGTERM) // it may be gone by now
 		}
-		err = flock(f, syscall.LOCK_EX)
+		err = filelock.Flock(f, syscall.LOCK_EX)
 	}
 	if err == nil {
 		_, err = f.WriteAt(fmt.Appendf(nil, "%d", os.Getpid()), 0)
@@ -127,12 +110,4 @@ func succeed(socket string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := syscall.Flock(int(f.Fd()), how); !errors.Is(err, syscall.EINTR) {
-			return err
-		}
-	}
 }

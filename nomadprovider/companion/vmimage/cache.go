@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/filelock"
 )
 
 // Check says what is wrong with a file that is to be a disk image.
@@ -60,7 +62,7 @@ type record struct {
 func (c *Cache) get(ctx context.Context, name string, fetch func(*record) (*record, error)) (*os.File, error) {
 	sum := sha256.Sum256([]byte(name))
 	id := hex.EncodeToString(sum[:])
-	lock, err := locked(ctx, filepath.Join(c.dir, locks, id[:2]))
+	lock, err := filelock.Exclusive(ctx, filepath.Join(c.dir, locks, id[:2]))
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +140,7 @@ func (c *Cache) store(ctx context.Context, r io.Reader, size int64, want checksu
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	defer os.Remove(f.Name()) // after the rename there is none
-	if err := flock(f, unix.LOCK_EX); err != nil {
+	if err := filelock.Flock(f, unix.LOCK_EX); err != nil {
 		return "", err
 	}
 	content := sha256.New()

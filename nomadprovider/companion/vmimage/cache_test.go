@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/filelock"
 )
 
 // anything is a check that takes all but what says that it is no disk.
@@ -356,7 +358,7 @@ func TestAfterEviction(t *testing.T) {
 	}
 	writes, err := os.Create(filepath.Join(c.dir, partial, "2"))
 	if err == nil {
-		err = errors.Join(flock(writes, unix.LOCK_EX), os.Chtimes(writes.Name(), past, past))
+		err = errors.Join(filelock.Flock(writes, unix.LOCK_EX), os.Chtimes(writes.Name(), past, past))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/filelock"
 )
 
 const (
@@ -47,7 +49,7 @@ func (u usage) takes(need int64) bool {
 // nobody uses are evicted, the one that was not asked for longest first. The error
 // is of a file system that has not so much left.
 func (c *Cache) room(ctx context.Context, need int64) error {
-	lock, err := locked(ctx, filepath.Join(c.dir, locks, "evict"))
+	lock, err := filelock.Exclusive(ctx, filepath.Join(c.dir, locks, "evict"))
 	if err != nil {
 		return err
 	}

@@ -1,47 +1,13 @@
 package vmimage
 
 import (
-	"context"
-	"errors"
 	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/filelock"
 )
-
-// flock waits for the lock, as [unix.Flock] with how, unless how says not to.
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// locked opens a file, made if it is not there, and takes its lock for one alone;
-// closing it gives the lock back.
-func locked(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	taken := make(chan error, 1)
-	go func() { taken <- flock(f, unix.LOCK_EX) }()
-	select {
-	case err = <-taken:
-	case <-ctx.Done():
-		go func() {
-			<-taken // the kernel's queue is not left; its turn is given back
-			f.Close()
-		}()
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
 
 // unused takes the lock of a file that nobody uses, for one alone: neither by
 // flock nor, as qemu locks the images that it has open (block/file-posix.c), by an
@@ -52,7 +18,7 @@ func unused(path string) *os.File {
 		return nil
 	}
 	other := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
-	if flock(f, unix.LOCK_EX|unix.LOCK_NB) == nil &&
+	if filelock.Flock(f, unix.LOCK_EX|unix.LOCK_NB) == nil &&
 		unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &other) == nil && other.Type == unix.F_UNLCK {
 		return f
 	}
@@ -68,7 +34,7 @@ func Hold(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := flock(f, unix.LOCK_SH); err != nil {
+		if err := filelock.Flock(f, unix.LOCK_SH); err != nil {
 			f.Close()
 			return nil, err
 		}

@@ -1,0 +1,2 @@
+// Package filelock takes locks of files (flock(2)), with a way to give up waiting.
+package filelock
