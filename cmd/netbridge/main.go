@@ -32,6 +32,6 @@ func newRootCommand() *cobra.Command {
 		Version:       version,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newAgentCommand(), newStatusCommand(), newFabricCommand())
+	root.AddCommand(newAgentCommand(), newStatusCommand(), newFabricCommand(), newRemoveCommand())
 	return root
 }

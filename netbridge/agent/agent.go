@@ -35,6 +35,7 @@ const (
 	peersFile     = "peers.json"
 	rulesFile     = "rules.json"
 	storeDir      = "ipam"
+	lockFile      = "agent.lock"
 )
 
 // Agent is one node's. Set the exported fields, then call Run once.
@@ -148,7 +149,7 @@ func (a *Agent) alone(ctx context.Context) (*os.File, error) {
 	if err := os.MkdirAll(a.Config.StateDir, 0o755); err != nil {
 		return nil, fmt.Errorf("stateDir: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(a.Config.StateDir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(a.Config.StateDir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("stateDir: %w", err)
 	}

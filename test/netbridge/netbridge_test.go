@@ -54,6 +54,7 @@ func TestNetbridge(t *testing.T) {
 		{"a second block", secondBlock},
 		{"new hosts", newHosts},
 		{"status and metrics", told},
+		{"a machine leaves", removed},
 	} {
 		ok := t.Run(c.name, func(sub *testing.T) {
 			b.t = sub
@@ -592,5 +593,41 @@ func told(t *testing.T, b *bed, _ []*pod) {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("no %q among the metrics", want)
 		}
+	}
+}
+
+// A machine that leaves has nothing of the network any more, once its pods are gone.
+func removed(t *testing.T, b *bed, _ []*pod) {
+	h := b.host("nomad/nom9", 1, 19)
+	h.Run("iptables -P FORWARD DROP")
+	h.start()
+	h.until("its peers", func(st agent.Status) bool { return len(st.Peers) > 2 && len(st.Drift) == 0 })
+	remove := func() string {
+		out, err := h.Try(program, "remove", "--config", h.config)
+		if err != nil {
+			out += err.Error()
+		}
+		return out
+	}
+	if out := remove(); !strings.Contains(out, "the agent runs") {
+		t.Errorf("beside an agent: %s", out)
+	}
+	p := h.pod()
+	h.kill()
+	if out := remove(); !strings.Contains(out, "1 pods are on bridge nbr0") {
+		t.Errorf("beside a pod: %s", out)
+	}
+	p.Run("ip link del eth0")
+	t.Log(remove())
+	for what, line := range map[string]string{"devices": "ip -br link show", "routes": "ip route show proto 76", "tables": "nft list tables", "forwarding": "iptables -S FORWARD"} {
+		out := h.Run(line)
+		for _, left := range []string{"nb0", "nbr0", "netbridge", "10.77", "10.244"} {
+			if strings.Contains(out, left) {
+				t.Errorf("of %s there is left: %s", what, out)
+			}
+		}
+	}
+	if out := remove(); !strings.Contains(out, "nothing of netbridge is here") {
+		t.Errorf("once more: %s", out)
 	}
 }

@@ -1,20 +1,20 @@
 package vxlan
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
 
-	"errors"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
 )
 
 const (
-	// protocol marks our routes (rtnetlink(7): above 4 is for user space to choose).
-	protocol = 76
+	protocol = overlay.Protocol
 	// last is the preference of a backstop, behind every route.
 	last = 4278198272
 )
