@@ -12,8 +12,10 @@ GO ?= go
 # Without symbols they link in half the time.
 # What the demo runs:
 DEMO_BINS := bin/etcd bin/nomad bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kubectl
+# What the demo of the pod network runs beside that:
+NET_BINS := bin/consul bin/kubelet bin/kube-proxy bin/coredns
 # What only some tests run:
-TEST_BINS := bin/consul bin/kubelet bin/kube-proxy bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause bin/metrics-server
+TEST_BINS := $(NET_BINS) bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause bin/metrics-server
 # What the conformance suite needs beside the demo's; its control needs a kubelet, too.
 SUITE_BINS := bin/e2e.test bin/ginkgo bin/agnhost bin/nonewprivs bin/pause
 
@@ -60,8 +62,12 @@ programs:
 	@$(MAKE) --no-print-directory -j2 $(DEMO_BINS) build
 
 .PHONY: demo
-demo: programs ## Start Kubernetes and Nomad on this machine and run the examples
-	bin/nomad-kubelet dev demo --bin-dir bin
+demo: programs $(if $(NET),network-programs) ## Start Kubernetes and Nomad on this machine and run the examples [NET=1: with the pod network and a real node]
+	bin/nomad-kubelet dev demo --bin-dir bin $(if $(NET),--pod-network)
+
+.PHONY: network-programs
+network-programs:
+	@$(MAKE) --no-print-directory -j2 $(NET_BINS)
 
 .PHONY: demo-down
 demo-down: build ## Stop the demo and leave nothing behind
@@ -84,7 +90,7 @@ test-e2e: programs bin/metrics-server ## Run the tests on real components
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 60m ./test/e2e
 
 .PHONY: test-netbridge
-test-netbridge: programs bin/consul bin/kube-proxy ## Run the pod network's tests, on hosts that are network namespaces (as root)
+test-netbridge: programs network-programs ## Run the pod network's tests, on hosts that are network namespaces (as root)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 20m ./netbridge/... ./test/netbridge
 
 .PHONY: bench
@@ -164,6 +170,11 @@ bin/metrics-server: tools/metrics-server/go.mod
 	@echo "Building metrics-server $(METRICS_SERVER) (about four minutes when nothing is cached)"
 	@cd tools/metrics-server && CGO_ENABLED=0 $(GO) build -v -ldflags "-s -w -X k8s.io/client-go/pkg/version.gitVersion=$(METRICS_SERVER)" \
 		-o ../../bin/metrics-server sigs.k8s.io/metrics-server/cmd/metrics-server $(PROGRESS)
+	@touch $@
+
+bin/coredns: tools/coredns/go.mod tools/coredns/main.go
+	@echo "Building CoreDNS (two minutes when nothing is cached)"
+	@cd tools/coredns && CGO_ENABLED=0 $(GO) build -trimpath -v -ldflags "-s -w" -o ../../bin/coredns . $(PROGRESS)
 	@touch $@
 
 bin/agnhost: tools/kubernetes/go.mod

@@ -84,6 +84,7 @@ func addDevFlags(cmd *cobra.Command, opts *devcluster.Options) {
 	f.BoolVar(&opts.OwnDocker, "own-docker", false, "start a Docker engine even if one answers")
 	f.BoolVar(&opts.MockRuntime, "mock", false, "add the RuntimeClass nomad-mock, whose pods are only pretended to run")
 	f.BoolVar(&opts.VMImage, "vm-image", false, "build and install the disk image of examples/vm")
+	f.BoolVar(&opts.PodNetwork, "pod-network", false, "add a real node in a network namespace, and join it and Nomad in one pod network")
 	f.BoolVar(&opts.NoNomadKubelet, "no-nomad-kubelet", false, "start everything but nomad-kubelet itself")
 }
 

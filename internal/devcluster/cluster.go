@@ -1,6 +1,7 @@
 package devcluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,6 +30,12 @@ const (
 	Containerd        = "containerd"
 	Kubelet           = "kubelet"
 	MetricsServer     = "metrics-server"
+	Consul            = "consul"
+	Netbridge         = "netbridge"
+	OnPremNetbridge   = "netbridge-on-prem"
+	KubeProxy         = "kube-proxy"
+	OnPremKubeProxy   = "kube-proxy-on-prem"
+	CoreDNS           = "coredns"
 )
 
 // Cluster is a local hybrid, running or not.
@@ -140,6 +147,11 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	if err := c.checkPorts(ctx); err != nil {
 		return nil, err
 	}
+	if opts.PodNetwork {
+		if err := c.startRecord(ctx); err != nil {
+			return c, err
+		}
+	}
 	if opts.NoNomad {
 		return c, c.startKubernetes(ctx)
 	}
@@ -154,6 +166,11 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	g.Go(func() error { return c.startNomadSide(gctx) })
 	if err := g.Wait(); err != nil {
 		return c, err
+	}
+	if opts.PodNetwork {
+		if err := c.joinNomad(ctx); err != nil {
+			return c, err
+		}
 	}
 	if err := c.writeProviderConfig(); err != nil {
 		return c, err
@@ -292,6 +309,18 @@ func (c *Cluster) component(name string) (component, error) {
 		return component{c.kubeletCommand, c.kubeletReady, c.onPremAddress().String()}, nil
 	case MetricsServer:
 		return component{c.metricsServerCommand, c.metricsServerReady, ""}, nil
+	case Consul:
+		return component{c.consulCommand, httpSays("http://"+c.consulAddress()+"/v1/status/leader", ":"), c.consulAddress()}, nil
+	case Netbridge:
+		return component{c.netbridgeCommand, c.netbridgeReady(name), ""}, nil
+	case OnPremNetbridge:
+		return component{c.onPremNetbridgeCommand, c.netbridgeReady(name), ""}, nil
+	case KubeProxy:
+		return component{func() (command, error) { return c.kubeProxyCommand(VirtualNode) }, c.kubeProxyReady(VirtualNode), ""}, nil
+	case OnPremKubeProxy:
+		return component{func() (command, error) { return c.kubeProxyCommand(OnPremNode) }, c.kubeProxyReady(OnPremNode), ""}, nil
+	case CoreDNS:
+		return component{c.coreDNSCommand, c.coreDNSReady, c.onPremAddress().String()}, nil
 	}
 	return component{}, fmt.Errorf("no component is called %q", name)
 }
@@ -339,9 +368,13 @@ func (c *Cluster) checkPrograms() error {
 	var errs []error
 	for _, name := range c.started() {
 		if name != Docker && name != DockerProxy && name != NomadClient && name != NomadKubelet {
-			_, err := c.find(name)
+			_, err := c.find(cmp.Or(programs[name], name))
 			errs = append(errs, err)
 		}
+	}
+	if c.opts.PodNetwork {
+		_, err := c.find(netbridgeIPAM)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -359,7 +392,13 @@ func lookPath(name string) string {
 	return ""
 }
 
-var components = []string{Etcd, APIServer, ControllerManager, Scheduler, Docker, DockerProxy, Nomad, NomadClient, NomadKubelet, Containerd, Kubelet, MetricsServer}
+var components = []string{
+	Etcd, APIServer, ControllerManager, Scheduler, Consul, Docker, DockerProxy, Nomad, NomadClient, NomadKubelet, Containerd, Kubelet,
+	OnPremNetbridge, OnPremKubeProxy, CoreDNS, Netbridge, KubeProxy, MetricsServer,
+}
+
+// programs are those of components that are not called like them.
+var programs = map[string]string{OnPremNetbridge: "netbridge", OnPremKubeProxy: "kube-proxy"}
 
 func (c *Cluster) anyRunning() bool {
 	for _, name := range components {

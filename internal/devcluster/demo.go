@@ -41,6 +41,11 @@ func Demo(ctx context.Context, opts Options, examples string) error {
 	if err := c.showConsole(ctx); err != nil {
 		return err
 	}
+	if c.opts.PodNetwork {
+		if err := c.showPodNetwork(ctx, examples); err != nil {
+			return err
+		}
+	}
 	kubectl, err := c.find("kubectl")
 	if err != nil {
 		return err
@@ -51,6 +56,27 @@ All of it runs, after %.0f s. It stays up; make demo-down stops it. Next:
 %s%s exec -it deploy/hello -- sh
 %s delete pod hello-vm
 `, time.Since(start).Seconds(), c.Hints(), kubectl, kubectl)
+	return nil
+}
+
+// showPodNetwork has a pod of the cluster's own and one on Nomad call each other by
+// the names of their Services.
+func (c *Cluster) showPodNetwork(ctx context.Context, examples string) error {
+	for _, args := range [][]string{
+		{"kubectl", "apply", "-f", filepath.Join(examples, "pod-network")},
+		{"kubectl", "rollout", "status", "deployment/in-cluster", "--timeout=120s"},
+		{"kubectl", "rollout", "status", "deployment/on-nomad", "--timeout=120s"},
+		{"kubectl", "get", "pods", "-o", "wide", "--selector=app in (in-cluster, on-nomad)"},
+		{"kubectl", "exec", "deploy/in-cluster", "--", "sh", "/scripts/call", "on-nomad"},
+		{"kubectl", "exec", "deploy/on-nomad", "--", "sh", "/scripts/call", "in-cluster"},
+		{"kubectl", "exec", "deploy/on-nomad", "--", "nslookup", "kubernetes.default.svc.cluster.local"},
+		{"netbridge", "status", "--socket", c.netbridgeSocket(Netbridge)},
+	} {
+		if err := c.show(ctx, args...); err != nil {
+			_ = c.show(context.WithoutCancel(ctx), "kubectl", "describe", "pods", "--selector=app in (in-cluster, on-nomad)")
+			return err
+		}
+	}
 	return nil
 }
 

@@ -118,6 +118,25 @@ func (e *engine) makeImages(ctx context.Context, path string, body io.Reader) er
 	return nil
 }
 
+// saveImages writes images as `docker save` does.
+func (e *engine) saveImages(ctx context.Context, w io.Writer, names ...string) error {
+	q := url.Values{"names": names}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.base+"/images/get?"+q.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := e.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("docker: save images %s: %s", strings.Join(names, ", "), resp.Status)
+	}
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
 func splitImage(name string) (repo, tag string) {
 	i := strings.LastIndexByte(name, ':')
 	if i < 0 || strings.Contains(name[i:], "/") {

@@ -46,6 +46,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 	} else {
 		try(c.deleteBridge(c.bridge()))
 	}
+	try(c.clearPodNetwork(ctx))
 	try(c.clearMounts())
 	try(c.clearOnPremNode())
 	if c.ownNomad() {
@@ -226,7 +227,7 @@ func (c *Cluster) clearFiles() error {
 		os.Remove(filepath.Dir(short))
 	}
 	// By name, never all of the directory: --dir may name one with other things.
-	for _, pattern := range []string{"run", "pki", "nomad-config", "etcd", "nomad", "nomad-server", "images", "kubeconfig*", "nomad-kubelet.yaml", "*.token", "state.json"} {
+	for _, pattern := range []string{"run", "pki", "nomad-config", "etcd", "nomad", "nomad-server", "images", "consul", "netbridge*", "kubeconfig*", "nomad-kubelet.yaml", "*.token", "state.json"} {
 		paths, _ := filepath.Glob(filepath.Join(c.opts.Dir, pattern))
 		for _, path := range paths {
 			errs = append(errs, os.RemoveAll(path))

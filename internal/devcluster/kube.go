@@ -29,6 +29,14 @@ func (c *Cluster) apiServerURL() string {
 	return fmt.Sprintf("https://127.0.0.1:%d", c.Ports.APIServer)
 }
 
+// onPremAPIServer is the API server as the real node reaches it.
+func (c *Cluster) onPremAPIServer() string {
+	if !c.opts.PodNetwork {
+		return c.apiServerURL()
+	}
+	return fmt.Sprintf("https://%s:%d", c.underlayAddress(), c.Ports.APIServer)
+}
+
 // writeIdentities makes every certificate and kubeconfig of the control plane.
 func (c *Cluster) writeIdentities() error {
 	p := c.pki()
@@ -66,17 +74,17 @@ func (c *Cluster) writeIdentities() error {
 		p.path("scheduler.kubeconfig"):          "scheduler",
 		c.providerKubeconfig():                  "nomad-kubelet",
 	} {
-		if err := c.writeKubeconfig(file, cert); err != nil {
+		if err := c.writeKubeconfig(file, cert, c.apiServerURL()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *Cluster) writeKubeconfig(file, cert string) error {
+func (c *Cluster) writeKubeconfig(file, cert, server string) error {
 	p := c.pki()
 	kc := clientcmdapi.NewConfig()
-	kc.Clusters["dev"] = &clientcmdapi.Cluster{Server: c.apiServerURL(), CertificateAuthority: p.path("ca.crt")}
+	kc.Clusters["dev"] = &clientcmdapi.Cluster{Server: server, CertificateAuthority: p.path("ca.crt")}
 	kc.AuthInfos[cert] = &clientcmdapi.AuthInfo{ClientCertificate: p.path(cert + ".crt"), ClientKey: p.path(cert + ".key")}
 	kc.Contexts["dev"] = &clientcmdapi.Context{Cluster: "dev", AuthInfo: cert}
 	kc.CurrentContext = "dev"
@@ -107,6 +115,9 @@ func (c *Cluster) apiServerCommand() (command, error) {
 	advertise := "192.0.2.1" // loopback is refused; nothing listens to this one without a network
 	if ips := globalAddresses(); len(ips) > 0 {
 		advertise = ips[0]
+	}
+	if c.opts.PodNetwork {
+		advertise = c.underlayAddress().String()
 	}
 	return command{path: path, args: []string{
 		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", c.Ports.Etcd),

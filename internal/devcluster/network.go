@@ -15,9 +15,14 @@ import (
 	"strings"
 )
 
+func hasDevice(name string) bool {
+	_, err := net.InterfaceByName(name)
+	return err == nil
+}
+
 // makeBridge makes a bridge with an address of this machine, unless it exists.
 func makeBridge(ctx context.Context, name string, address netip.Prefix) error {
-	if exists(filepath.Join("/sys/class/net", name)) {
+	if hasDevice(name) {
 		return nil
 	}
 	// Without a MAC of its own a bridge takes a port's, and another when that pod goes:
@@ -77,7 +82,7 @@ func (c *Cluster) clearNetwork() error {
 }
 
 func (c *Cluster) deleteBridge(name string) error {
-	if _, err := net.InterfaceByName(name); err != nil {
+	if !hasDevice(name) {
 		return nil
 	}
 	if out, err := exec.Command(lookPath("ip"), "link", "delete", name).CombinedOutput(); err != nil {

@@ -202,9 +202,18 @@ func (c *Cluster) machineHCL(a agent) (string, error) {
 	if cni == "" && !c.opts.NoDocker {
 		return "", fmt.Errorf("the CNI plugins are missing: install containernetworking-plugins, or unpack them to %s", cniDirs[0])
 	}
-	network := ""
+	network, join := "", ""
 	if len(globalAddresses()) == 0 {
 		network = `network_interface = "lo" # this machine has no other`
+	}
+	if c.opts.PodNetwork {
+		plugin, err := c.find(netbridgeIPAM)
+		if err != nil {
+			return "", err
+		}
+		cni = filepath.Dir(plugin) + ":" + cni
+		network = fmt.Sprintf("network_interface = %q", c.underlayDevice())
+		join = fmt.Sprintf("cni_config_dir = %q", c.cniConfigDir())
 	}
 	ports := 20000 + c.slot()%6*2000
 	return fmt.Sprintf(`# Written by nomad-kubelet dev: what deploy/nomad leaves to each machine.
@@ -243,6 +252,7 @@ client {
   bridge_network_name   = %[9]q
   bridge_network_subnet = %[10]q
   %[11]s
+  %[14]s
 
   options {
     # Asking clouds for metadata delays the start on a machine in none.
@@ -261,7 +271,7 @@ acl {
   enabled = %[12]t
 }
 `, a.dataDir, a.http, c.Ports.NomadRPC, c.Ports.NomadSerf, 1000*runtime.NumCPU(), cni,
-		ports, ports+1999, c.bridge(), c.podSubnet(), network, c.opts.ACL, filepath.Join(c.nomadDir(), "alloc_mounts")), nil
+		ports, ports+1999, c.bridge(), c.podSubnet(), network, c.opts.ACL, filepath.Join(c.nomadDir(), "alloc_mounts"), join), nil
 }
 
 // cniDirs are the usual places of the CNI plugins.

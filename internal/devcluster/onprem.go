@@ -29,12 +29,19 @@ func (c *Cluster) onPremDir(elem ...string) string {
 func (c *Cluster) onPremBridge() string { return fmt.Sprintf("nknode%d", c.opts.PortBase) }
 
 // onPremSubnet is the real node's network: its first address is the node's,
-// since a kubelet accepts none on loopback, the others are the pods'.
+// since a kubelet accepts none on loopback, the others are the pods'. With a pod
+// network the node has the second, and its pods are elsewhere.
 func (c *Cluster) onPremSubnet() netip.Prefix {
 	return netip.MustParsePrefix(fmt.Sprintf("172.29.%d.0/22", c.slot()*4))
 }
 
-func (c *Cluster) onPremAddress() netip.Addr { return c.onPremSubnet().Addr().Next() }
+func (c *Cluster) onPremAddress() netip.Addr {
+	first := c.onPremSubnet().Addr().Next()
+	if c.opts.PodNetwork {
+		return first.Next()
+	}
+	return first
+}
 
 func (c *Cluster) containerdSocket() string { return c.onPremDir("containerd.sock") }
 
@@ -43,13 +50,20 @@ func (c *Cluster) startOnPremNode(ctx context.Context) error {
 	if !c.opts.OnPremNode {
 		return nil
 	}
-	if err := makeBridge(ctx, c.onPremBridge(), netip.PrefixFrom(c.onPremAddress(), c.onPremSubnet().Bits())); err != nil {
-		return err
+	if !c.opts.PodNetwork {
+		if err := makeBridge(ctx, c.onPremBridge(), netip.PrefixFrom(c.onPremAddress(), c.onPremSubnet().Bits())); err != nil {
+			return err
+		}
 	}
-	if err := c.Start(ctx, Containerd); err != nil {
-		return err
+	for _, name := range []string{Containerd, Kubelet} {
+		if err := c.Start(ctx, name); err != nil {
+			return err
+		}
 	}
-	return c.Start(ctx, Kubelet)
+	if c.opts.PodNetwork {
+		return c.joinOnPremNode(ctx)
+	}
+	return nil
 }
 
 func (c *Cluster) containerdCommand() (command, error) {
@@ -74,7 +88,7 @@ state   = %[2]q
   address = %[3]q
 
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "registry.k8s.io/pause:3.10.1"
+  sandbox_image = %[6]q
   # Without CAP_SYS_RESOURCE nothing may lower an oom_score_adj.
   restrict_oom_score_adj       = true
   netns_mounts_under_state_dir = true
@@ -85,7 +99,7 @@ state   = %[2]q
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
       SystemdCgroup = false
-`, c.onPremDir("containerd"), c.onPremDir("containerd-state"), c.containerdSocket(), cni, c.onPremDir("cni"))
+`, c.onPremDir("containerd"), c.onPremDir("containerd-state"), c.containerdSocket(), cni, c.onPremDir("cni"), c.sandboxImage())
 	if err := os.MkdirAll(c.onPremDir("cni"), 0o755); err != nil {
 		return command{}, err
 	}
@@ -93,10 +107,22 @@ state   = %[2]q
 		return command{}, err
 	}
 	file := c.onPremDir("containerd.toml")
-	return command{path: path, args: []string{"--config=" + file}}, os.WriteFile(file, []byte(config), 0o644)
+	return c.inNode(command{path: path, args: []string{"--config=" + file}}), os.WriteFile(file, []byte(config), 0o644)
+}
+
+// sandboxImage is the conformance suite's, or one that Nomad's pods have, too.
+func (c *Cluster) sandboxImage() string {
+	if c.opts.PodNetwork {
+		return pauseImage()
+	}
+	return "registry.k8s.io/pause:3.10.1"
 }
 
 func (c *Cluster) onPremNetwork() ([]byte, error) {
+	subnet := c.onPremSubnet().String()
+	if c.opts.PodNetwork {
+		subnet = onPremPodCIDR
+	}
 	return json.MarshalIndent(map[string]any{
 		"cniVersion": "0.4.0",
 		"name":       c.onPremBridge(),
@@ -105,7 +131,7 @@ func (c *Cluster) onPremNetwork() ([]byte, error) {
 				"type": "bridge", "bridge": c.onPremBridge(), "isGateway": true, "ipMasq": true, "hairpinMode": true,
 				"ipam": map[string]any{
 					"type": "host-local", "dataDir": c.onPremDir("addresses"),
-					"ranges": [][]any{{map[string]string{"subnet": c.onPremSubnet().String()}}},
+					"ranges": [][]any{{map[string]string{"subnet": subnet}}},
 					"routes": []any{map[string]string{"dst": "0.0.0.0/0"}},
 				},
 			},
@@ -133,7 +159,12 @@ func (c *Cluster) containerdReady(ctx context.Context) error {
 // onPremKubelet is the configuration of a kubelet that keeps to its own
 // directories and changes nothing of the machine that it need not.
 func (c *Cluster) onPremKubelet() ([]byte, error) {
+	dns, domain := []string(nil), ""
+	if c.opts.PodNetwork {
+		dns, domain = []string{clusterDNS}, clusterDomain
+	}
 	return yaml.Marshal(&kubeletconfig.KubeletConfiguration{
+		ClusterDNS: dns, ClusterDomain: domain,
 		TypeMeta: metav1.TypeMeta{APIVersion: kubeletconfig.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
 		Address:  c.onPremAddress().String(),
 		Port:     int32(c.Ports.Kubelet),
@@ -176,14 +207,14 @@ func (c *Cluster) kubeletCommand() (command, error) {
 		return command{}, err
 	}
 	kubeconfig, file := p.path(cert+".kubeconfig"), c.onPremDir("kubelet.yaml")
-	if err := c.writeKubeconfig(kubeconfig, cert); err != nil {
+	if err := c.writeKubeconfig(kubeconfig, cert, c.onPremAPIServer()); err != nil {
 		return command{}, err
 	}
-	return command{path: path, args: []string{
+	return c.inNode(command{path: path, args: []string{
 		"--config=" + file, "--kubeconfig=" + kubeconfig, "--root-dir=" + c.onPremDir("kubelet"),
 		"--hostname-override=" + OnPremNode, "--node-ip=" + c.onPremAddress().String(),
 		"--node-labels=kubernetes.io/arch=" + runtime.GOARCH,
-	}}, os.WriteFile(file, config, 0o644)
+	}}), os.WriteFile(file, config, 0o644)
 }
 
 // kubeletReady waits until the real node is Ready.

@@ -53,6 +53,11 @@ type Options struct {
 	NoNomad bool `json:"noNomad,omitempty"`
 	// OnPremNode adds a real node: containerd and a kubelet.
 	OnPremNode bool `json:"onPremNode,omitempty"`
+	// PodNetwork has a real node, too, which is then a machine of its own (a network
+	// namespace), and joins it and the Nomad client in one pod network: Consul,
+	// netbridge's agents, kube-proxy on both sides, CoreDNS. The API server then
+	// listens on all addresses. A machine can be in one pod network.
+	PodNetwork bool `json:"podNetwork,omitempty"`
 
 	// ACL switches Nomad's access control on; nomad-kubelet then gets a token
 	// with deploy/nomad/policy.hcl and nothing else.
@@ -141,6 +146,13 @@ func (o *Options) complete() error {
 	}
 	if !clusterIDForm.MatchString(o.ClusterID) {
 		return fmt.Errorf("cluster ID %q: must be 1 to 20 characters of a-z and 0-9", o.ClusterID)
+	}
+	if o.PodNetwork {
+		if o.Kubeconfig != "" || o.NomadAddress != "" || o.NoNomad || o.NoDocker {
+			return errors.New("a pod network needs a control plane, a Nomad and a Docker engine that are started here")
+		}
+		o.OnPremNode = true
+		setDefault(&o.BindAddress, "0.0.0.0")
 	}
 	setDefault(&o.BindAddress, "127.0.0.1")
 	setDefault(&o.ServerHCL, deploynomad.Server)

@@ -36,6 +36,9 @@ func prerequisites(ctx context.Context, o Options) []Prerequisite {
 	if o.OnPremNode {
 		list = append(list, Prerequisite{"containerd", "containerd", program("containerd")}, Prerequisite{"runc", "runc", program("runc")})
 	}
+	if o.PodNetwork {
+		list = append(list, Prerequisite{"nft", "nftables", program("nft")}, Prerequisite{"nsenter", "util-linux", program("nsenter")})
+	}
 	if !o.NoDocker && !o.NoNomad {
 		list = append(list,
 			Prerequisite{"Docker engine", "docker.io", func() bool {

@@ -41,6 +41,9 @@ func (c *Cluster) Config() *config.Config {
 			"nomad-mock": {Driver: "mock_driver", NoNetwork: true, NoLogs: true, Config: map[string]any{"run_for": "8760h"}},
 		}
 	}
+	if c.opts.PodNetwork {
+		node.Network, node.ClusterDNS = translate.NetworkNetbridge, []string{nodeLocalDNS}
+	}
 	cfg := &config.Config{
 		Cluster:      c.opts.ClusterID,
 		Kubeconfig:   c.providerKubeconfig(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -22,6 +23,7 @@ func (c *Cluster) started() []string {
 			name == Docker && !c.ownDocker(), name == DockerProxy && !c.proxied(),
 			name == NomadKubelet && (c.opts.NoNomadKubelet || c.opts.NoNomad),
 			(name == Containerd || name == Kubelet) && !c.opts.OnPremNode,
+			slices.Contains(podNetworkComponents, name) && !c.opts.PodNetwork,
 			name == MetricsServer && !c.Running(name): // which is added later
 		default:
 			out = append(out, name)
