@@ -100,7 +100,11 @@ func (a *Agent) goal(r peers.Result) overlay.Goal {
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.Peers)) {
 		n := r.Peers[id]
-		g.Peers = append(g.Peers, overlay.Peer{Name: string(id), Host: n.Host, Endpoint: n.Endpoint, CIDRs: n.CIDRs, MAC: id.MAC(), MTU: n.MTU})
+		cidrs := n.CIDRs
+		if a.id.Kind() == fabric.KindK8s && id.Kind() == fabric.KindK8s {
+			cidrs = nil // between the cluster's own nodes its CNI has the routes
+		}
+		g.Peers = append(g.Peers, overlay.Peer{Name: string(id), Host: n.Host, Endpoint: n.Endpoint, CIDRs: cidrs, MAC: id.MAC(), MTU: n.MTU})
 	}
 	return g
 }

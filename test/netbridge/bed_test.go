@@ -89,6 +89,9 @@ type host struct {
 	config string
 	cmd    *exec.Cmd
 	log    *os.File
+	// cni is the network of a Kubernetes node's pods, flanneld what may have made it.
+	cni      string
+	flanneld *exec.Cmd
 }
 
 // pod is a namespace behind a host.
@@ -279,8 +282,7 @@ func (h *host) network() (*libcni.NetworkConfigList, error) {
 	if h.id.Kind() == fabric.KindNomad {
 		return libcni.ConfListFromFile(filepath.Join(h.dir, "cni", "netbridge.conflist"))
 	}
-	return libcni.ConfListFromBytes([]byte(fmt.Sprintf(`{"cniVersion":"1.0.0","name":"cluster","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,
-"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.244.1.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`, filepath.Join(h.dir, "host-local"))))
+	return h.clusterNetwork()
 }
 
 func (h *host) tryPod() (*pod, error) {
