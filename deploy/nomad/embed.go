@@ -12,4 +12,6 @@ var (
 	Server string
 	//go:embed policy.hcl
 	Policy string
+	//go:embed netbridge-agent.hcl
+	NetbridgeAgent string
 )

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
+
+	deploynomad "github.com/nomad-kubelet/nomad-kubelet/deploy/nomad"
 )
 
 // agent is one process of Nomad.
@@ -330,7 +332,8 @@ func (c *Cluster) clientReady(ctx context.Context) error {
 	return fmt.Errorf("no Nomad client is ready with a healthy docker driver (%d registered)", len(nodes))
 }
 
-// bootstrapACL makes the management token, nomad-kubelet's policy and its token.
+// bootstrapACL makes the management token, and the policies and tokens of who works
+// with Nomad.
 func (c *Cluster) bootstrapACL(ctx context.Context) error {
 	client, err := c.NomadClient()
 	if err != nil {
@@ -351,18 +354,28 @@ func (c *Cluster) bootstrapACL(ctx context.Context) error {
 			return err
 		}
 	}
-	if !exists(c.NomadTokenFile()) {
-		policy := &api.ACLPolicy{Name: "nomad-kubelet", Rules: c.opts.PolicyHCL}
-		if _, err := client.ACLPolicies().Upsert(policy, nil); err != nil {
-			return fmt.Errorf("write Nomad policy: %w", err)
-		}
-		token, _, err := client.ACLTokens().Create(&api.ACLToken{Name: "nomad-kubelet", Type: "client", Policies: []string{policy.Name}}, nil)
-		if err != nil {
-			return fmt.Errorf("create Nomad token: %w", err)
-		}
-		if err := os.WriteFile(c.NomadTokenFile(), []byte(token.SecretID+"\n"), 0o600); err != nil {
+	if err := makeToken(client, "nomad-kubelet", c.opts.PolicyHCL, c.NomadTokenFile()); err != nil {
+		return err
+	}
+	if c.opts.PodNetwork {
+		if err := makeToken(client, "netbridge-agent", deploynomad.NetbridgeAgent, c.netbridgeTokenFile()); err != nil {
 			return err
 		}
 	}
 	return c.ready(ctx, Nomad, nil, c.clientReady)
+}
+
+// makeToken writes the policy, and a token of it into the file, unless that is there.
+func makeToken(client *api.Client, name, rules, file string) error {
+	if exists(file) {
+		return nil
+	}
+	if _, err := client.ACLPolicies().Upsert(&api.ACLPolicy{Name: name, Rules: rules}, nil); err != nil {
+		return fmt.Errorf("write Nomad policy %s: %w", name, err)
+	}
+	token, _, err := client.ACLTokens().Create(&api.ACLToken{Name: name, Type: "client", Policies: []string{name}}, nil)
+	if err != nil {
+		return fmt.Errorf("create Nomad token %s: %w", name, err)
+	}
+	return os.WriteFile(file, []byte(token.SecretID+"\n"), 0o600)
 }

@@ -82,14 +82,21 @@ func (c *Cluster) netbridgeSocket(component string) string {
 	return filepath.Join(c.opts.shortDir(), component+".sock")
 }
 
+// netbridgeTokenFile is the token by which the agent asks Nomad, when ACL is set.
+func (c *Cluster) netbridgeTokenFile() string { return filepath.Join(c.opts.Dir, "netbridge.token") }
+
 // cniConfigDir is where the agent writes the network that Nomad's pods join.
 func (c *Cluster) cniConfigDir() string { return filepath.Join(c.opts.Dir, "run", "cni") }
 
 // netbridgeCommand runs the agent of this machine, which is the Nomad client's.
 func (c *Cluster) netbridgeCommand() (command, error) {
+	nomad := map[string]any{"address": c.NomadAddress()}
+	if c.opts.ACL {
+		nomad["tokenFile"] = c.netbridgeTokenFile()
+	}
 	return c.netbridgeAgent(Netbridge, map[string]any{
 		"node":  map[string]any{"kind": "nomad", "endpoint": c.underlayAddress().String()},
-		"nomad": map[string]any{"address": c.NomadAddress()},
+		"nomad": nomad,
 		"cni":   map[string]any{"configDir": c.cniConfigDir()},
 		"dns": map[string]any{"address": nodeLocalDNS,
 			"consulAddress": netip.AddrPortFrom(c.underlayAddress(), consulDNS).String()},
