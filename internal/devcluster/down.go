@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -121,7 +122,7 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 	}
 	for _, j := range jobs {
 		q := &api.WriteOptions{Namespace: j.JobSummary.Namespace}
-		if _, _, err := client.Jobs().Deregister(j.ID, false, q); err != nil {
+		if _, _, err := client.Jobs().Deregister(j.ID, false, q); err != nil && !jobGone(client, j) {
 			return fmt.Errorf("stop job %s: %w", j.ID, err)
 		}
 	}
@@ -142,6 +143,14 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 	}
 	c.say("  stopped %d Nomad jobs", len(jobs))
 	return nil
+}
+
+// jobGone says that the job was purged after it was listed, as nomad-kubelet's
+// last words may ask for. Nomad answers whoever stops it then with code 500.
+func jobGone(client *api.Client, j *api.JobListStub) bool {
+	_, _, err := client.Jobs().Info(j.ID, &api.QueryOptions{Namespace: j.JobSummary.Namespace})
+	var r api.UnexpectedResponseError
+	return errors.As(err, &r) && r.StatusCode() == http.StatusNotFound
 }
 
 // removeVariables clears what a job's pod projected; in our own Nomad it goes

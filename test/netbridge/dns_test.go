@@ -22,6 +22,8 @@ type names struct {
 	silent atomic.Bool
 	// asker is the last who asked it.
 	asker atomic.Pointer[string]
+	// service is the address of the Service legacy, once there is one.
+	service atomic.Pointer[string]
 }
 
 func nameServers(t *testing.T, b *bed, far *pod) *names {
@@ -34,9 +36,14 @@ func nameServers(t *testing.T, b *bed, far *pod) *names {
 			return
 		}
 		m := new(dns.Msg).SetReply(req)
-		if q := req.Question[0]; q.Name == "web.default.svc.cluster.local." {
+		a := map[string]string{"web.default.svc.cluster.local.": "10.96.7.7"}
+		if ip := n.service.Load(); ip != nil {
+			a["legacy.default.svc.cluster.local."] = *ip
+		}
+		q := req.Question[0]
+		if ip, ok := a[q.Name]; ok {
 			if q.Qtype == dns.TypeA {
-				m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: net.ParseIP("10.96.7.7")}}
+				m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: net.ParseIP(ip)}}
 			}
 		} else {
 			m.Rcode = dns.RcodeNameError

@@ -128,6 +128,7 @@ func TestPodsOfKubernetes(t *testing.T) {
 	(&services{t: t, c: c, kube: kube, far: far}).check(one, two)
 	forwards(t, c, "first")
 	guest(t, c, kube, far, st.Own.CIDRs[0], one)
+	(&services{t: t, c: c, kube: kube, far: far}).mixed(names)
 	for _, name := range []string{"first", "second", "vm"} {
 		if err := kube.CoreV1().Pods("default").Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(1))}); err != nil {
 			t.Fatal(err)

@@ -169,6 +169,44 @@ func (s *services) check(first, second string) {
 	s.udp()
 }
 
+// mixed runs the example of a container that calls a VM by the name of its Service,
+// from its first answer to that of the VM that comes after it.
+func (s *services) mixed(n *names) {
+	t := s.t
+	n.silent.Store(false)
+	apply := func(verb string, args ...string) string {
+		return kubectl(t, s.c, append([]string{verb, "-f", "../../examples/vm-mixed"}, args...)...)
+	}
+	apply("apply")
+	ip := kubectl(t, s.c, "get", "service", "legacy", "-o", "jsonpath={.spec.clusterIP}")
+	n.service.Store(&ip)
+	ready := func() bool {
+		return kubectl(t, s.c, "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}") == "1"
+	}
+	began := time.Now()
+	eventually(t, "answer of a VM by its Service", 2*time.Minute, ready)
+	t.Logf("a container has a VM's answer by its Service %s after both were made", time.Since(began).Round(time.Second))
+	page := func() string {
+		return kubectl(t, s.c, "exec", "deploy/web", "--", "cat", "/tmp/www/index.html")
+	}
+	if got := page(); !strings.Contains(got, "Hello from a VM pod") {
+		t.Errorf("by the Service of a VM came %q", got)
+	}
+	endpoints := func() string {
+		return kubectl(t, s.c, "get", "endpointslices", "-l", "kubernetes.io/service-name=legacy", "-o", "jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].targetRef.name}")
+	}
+	was := endpoints()
+	kubectl(t, s.c, "delete", "pod", "-l", "app=legacy", "--wait=false")
+	eventually(t, "next VM behind the Service", 2*time.Minute, func() bool { now := endpoints(); return now != "" && !strings.Contains(now, was) })
+	// What is served from now on is the next VM's.
+	kubectl(t, s.c, "exec", "deploy/web", "--", "sh", "-c", "sleep 4; echo gone > /tmp/www/index.html")
+	eventually(t, "answer of the next VM", 30*time.Second, func() bool { return strings.Contains(page(), "Hello from a VM pod") })
+	apply("delete", "--wait=false", "--grace-period=1")
+	eventually(t, "end of the example", time.Minute, func() bool {
+		return kubectl(t, s.c, "get", "pods", "-l", "app in (legacy, web)", "-o", "name") == ""
+	})
+}
+
 // heardAt is who calls a port of the cluster's pod.
 func (s *services) heardAt(port int, call func()) string {
 	s.t.Helper()
