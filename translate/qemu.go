@@ -19,6 +19,30 @@ const (
 	vmTranslateMB = 1024
 )
 
+// What a guest has at least and at most, in MiB. Below the first no Linux is loaded: its
+// kernel lies at 16 MiB (arch/x86/Kconfig, PHYSICAL_START); qemu would start, and its
+// screen stay dark. The second is the driver's own limit, less what is reserved beside
+// the guest (drivers/qemu/driver.go, StartTask).
+const (
+	vmLeastMB = 17
+	vmMostMB  = 4000000 - vmOverheadMB
+)
+
+// vmGuestMemory is the guest's memory in MiB.
+func (b *builder) vmGuestMemory(c *container) int {
+	guest := b.memory(c.Container).reserve
+	field := c.path + ".resources.requests.memory"
+	switch q, asked := c.Resources.Requests[corev1.ResourceMemory]; {
+	case guest < vmLeastMB && asked:
+		b.refuse(field, "%s is too little for a machine to boot: give it %dMi or more", q.String(), vmLeastMB)
+	case guest < vmLeastMB:
+		b.refuse(field, "%dMi, the node's defaultMemoryMB, is too little for a machine to boot: give it %dMi or more", guest, vmLeastMB)
+	case guest > vmMostMB:
+		b.refuse(field, "%dMi is more than Nomad's qemu driver takes: give it at most %dMi", guest, vmMostMB)
+	}
+	return guest
+}
+
 // vmMemory sets what a VM's task reserves, and may use where Nomad honours that.
 func (b *builder) vmMemory(r *api.Resources, guest int) {
 	r.MemoryMB = new(guest + vmOverheadMB)
@@ -79,7 +103,7 @@ func (b *builder) vm(c *container) {
 	b.machine.tap = b.vmTap()
 	args := []string{
 		// qemu takes the last -m; the driver's own is the task's memory.
-		"-m", strconv.Itoa(b.memory(c.Container).reserve),
+		"-m", strconv.Itoa(b.vmGuestMemory(c)),
 		"-smp", b.vmCPUs(c),
 		// A guest that crashes ends as a container does, with a code that is no success.
 		"-device", "pvpanic", "-action", "panic=exit-failure",
@@ -227,7 +251,8 @@ func (b *builder) vmRefusals(c *container) {
 	}
 	for _, name := range sortedKeys(b.pod.Annotations) {
 		if strings.HasPrefix(name, annotationVM) && !vmAnnotations[name] {
-			b.refuse("metadata.annotations["+name+"]", "is not known: a VM has no live migration, snapshots or devices that come and go")
+			b.refuse("metadata.annotations["+name+"]", "is not known (docs/vms.md lists those that are): a VM has no live migration, no snapshots and no devices that come and go, "+
+				"and its machine type is the row's, config.machine_type")
 		}
 	}
 }

@@ -48,6 +48,38 @@ func TestVMSerial(t *testing.T) {
 	}
 }
 
+func TestVMMemory(t *testing.T) {
+	for _, tc := range []struct {
+		request, limit string
+		byDefault      int
+		want           string
+	}{
+		{request: "17Mi"},
+		{request: "16Mi", want: "spec.containers[vm].resources.requests.memory: 16Mi is too little for a machine to boot: give it 17Mi"},
+		{request: "128", want: "128 is too little"}, // bytes, by mistake
+		{limit: "8Mi", want: "8Mi is too little"},
+		{byDefault: 128},
+		{byDefault: 10, want: "10Mi, the node's defaultMemoryMB, is too little"},
+		{request: "3999872Mi"},
+		{request: "3999873Mi", want: "3999873Mi is more than Nomad's qemu driver takes: give it at most 3999872Mi"},
+	} {
+		pod, in := readCase(t, "testdata/vm-kernel")
+		in.Node.DefaultMemoryMB = tc.byDefault
+		r := &pod.Spec.Containers[0].Resources
+		r.Requests, r.Limits = corev1.ResourceList{}, corev1.ResourceList{}
+		if tc.request != "" {
+			r.Requests[corev1.ResourceMemory] = resource.MustParse(tc.request)
+		}
+		if tc.limit != "" {
+			// As the API server defaults it.
+			r.Limits[corev1.ResourceMemory], r.Requests[corev1.ResourceMemory] = resource.MustParse(tc.limit), resource.MustParse(tc.limit)
+		}
+		if _, err := Job(pod, in); tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%+v: %v", tc, err)
+		}
+	}
+}
+
 func TestVMAnnotations(t *testing.T) {
 	for _, tc := range []struct{ annotation, value, cpu, want string }{
 		{AnnotationVMCPUTopology, "2, 2,1", "4", ""},
@@ -74,6 +106,13 @@ func TestVMAnnotations(t *testing.T) {
 		c := WithReadiness(pod, &pod.Spec.Containers[0])
 		if has := c.StartupProbe != nil; has != (tc.want == "" && tc.annotation == AnnotationVMReady) || pod.Spec.Containers[0].StartupProbe != nil {
 			t.Errorf("%s %q: startup probe %v", tc.annotation, tc.value, c.StartupProbe)
+		}
+	}
+	for _, name := range []string{"live-migration", "snapshot", "hotplug", "machine-type"} {
+		pod, in := readCase(t, "testdata/vm-kernel")
+		pod.Annotations[annotationVM+name] = "pc"
+		if _, err := Job(pod, in); err == nil || !strings.Contains(err.Error(), annotationVM+name+"]: is not known") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	pod, in := readCase(t, "testdata/vm-kernel")

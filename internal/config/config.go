@@ -157,6 +157,13 @@ const (
 // server can keep up with.
 const minLease = time.Second
 
+// rowMachineType is the qemu driver's key for a machine type, and machineType one that
+// VMs' arguments fit: a PC with PCI, by the names of qemu's versions
+// (hw/i386/pc_piix.c, pc_q35.c).
+const rowMachineType = "machine_type"
+
+var machineType = regexp.MustCompile(`^(pc|q35|pc-(i440fx|q35)-[0-9]+\.[0-9]+)$`)
+
 var clusterID = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
 
 // Load reads, completes and checks a file. Its errors name the key.
@@ -299,6 +306,9 @@ func (c *Config) Validate() error {
 			}
 			if v, given := r.Config[translate.RowNetwork]; given && r.Driver == "qemu" && v != translate.VMNetworkUser && v != translate.VMNetworkTap {
 				bad("%s.runtimes[%q].config.network: %q is neither user nor tap", at, class, v)
+			}
+			if v, given := r.Config[rowMachineType]; given && r.Driver == "qemu" && !machineType.MatchString(fmt.Sprint(v)) {
+				bad("%s.runtimes[%q].config.machine_type: \"%v\" is neither pc, q35 nor one of their versions, such as pc-q35-7.2", at, class, v)
 			}
 		}
 		for k, v := range n.Labels {

@@ -78,7 +78,7 @@ virtualNodes:
   hostAccess: {hostPaths: [/srv], privileged: true}
   companionImage: img
   runtimes:
-    nomad-vm: {driver: qemu, config: {accelerator: kvm}}
+    nomad-vm: {driver: qemu, config: {accelerator: kvm, machine_type: pc-q35-7.2}}
     mock: {driver: mock_driver, noLogs: true}
 - name: b
   taints: [{key: k, effect: NoExecute}]
@@ -136,6 +136,8 @@ func TestErrors(t *testing.T) {
 		{node("network: cni/"), `virtualNodes[0].network: "cni/" is none of`},
 		{node("runtimes: {x: {}}"), `virtualNodes[0].runtimes["x"].driver: is missing`},
 		{node("runtimes: {x: {driver: qemu, config: {network: bridge}}}"), `virtualNodes[0].runtimes["x"].config.network: "bridge" is neither user nor tap`},
+		{node("runtimes: {x: {driver: qemu, config: {machine_type: microvm}}}"), `virtualNodes[0].runtimes["x"].config.machine_type: "microvm" is neither pc, q35 nor`},
+		{node("runtimes: {x: {driver: qemu, config: {machine_type: 7}}}"), `config.machine_type: "7" is neither`},
 		{node("labels: {\"a b\": c}"), `virtualNodes[0].labels: key "a b":`},
 		{node("labels: {a: \"b c\"}"), `virtualNodes[0].labels[a]: "b c":`},
 		{node("podsPerClient: -1"), "virtualNodes[0].podsPerClient: -1 is negative"},

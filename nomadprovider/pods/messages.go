@@ -31,6 +31,9 @@ const (
 // after its end: what is told of an end stays told.
 const vmEndPatience = time.Minute
 
+// qemuFailed is the exit code of a qemu that cannot go on.
+const qemuFailed = 1
+
 // readMessages reads the last words of the containers that have ended since
 // the last look, before the next run empties the file. The error is of one that
 // must not be told of without.
@@ -86,18 +89,22 @@ func (c *Controller) readMessage(ctx context.Context, pod *corev1.Pod, ct *corev
 }
 
 // vmEnd reads how a VM's command has ended, if the VM has one and that is why it has
-// ended.
-func (c *Controller) vmEnd(ctx context.Context, ct *corev1.Container, alloc *api.Allocation, task string, exit int32, m *translate.Message) error {
-	if len(ct.Command)+len(ct.Args) == 0 {
-		return nil
+// ended. What qemu could not do, such as to be a machine of an unknown type, it says
+// on its standard error: the guest's console is the other stream.
+func (c *Controller) vmEnd(ctx context.Context, ct *corev1.Container, alloc *api.Allocation, task string, exit int32, m *translate.Message) (err error) {
+	if len(ct.Command)+len(ct.Args) > 0 {
+		told, err := c.message(ctx, ct, alloc, task, translate.VMExit, false)
+		if err != nil {
+			return err
+		}
+		m.Code, m.Text = translate.VMEnd(exit, told)
 	}
-	told, err := c.message(ctx, ct, alloc, task, translate.VMExit, false)
-	if err != nil {
-		return err
-	}
-	m.Code, m.Text = translate.VMEnd(exit, told)
-	if m.Text == "" && exit != 0 && ct.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {
-		m.Text, err = c.logTail(ctx, alloc, task)
+	switch {
+	case m.Text != "" || exit == 0:
+	case ct.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError:
+		m.Text, err = c.logTail(ctx, alloc, task, "stdout", "stderr")
+	case m.Code == nil && exit == qemuFailed:
+		m.Text, err = c.logTail(ctx, alloc, task, "stderr")
 	}
 	return err
 }
@@ -110,13 +117,13 @@ func (c *Controller) message(ctx context.Context, ct *corev1.Container, alloc *a
 	if err != nil || len(text) > 0 || !failed || ct.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
 		return string(text), err
 	}
-	return c.logTail(ctx, alloc, task)
+	return c.logTail(ctx, alloc, task, "stdout", "stderr")
 }
 
 // logTail is what stands in the place of a termination message.
-func (c *Controller) logTail(ctx context.Context, alloc *api.Allocation, task string) (string, error) {
+func (c *Controller) logTail(ctx context.Context, alloc *api.Allocation, task string, streams ...string) (string, error) {
 	var all []byte
-	for _, kind := range []string{"stdout", "stderr"} {
+	for _, kind := range streams {
 		tail, err := c.readFile(ctx, alloc, "/v1/client/fs/logs/", map[string]string{
 			"task": task, "type": kind, "origin": "end", "offset": strconv.Itoa(messageLogBytes), "plain": "true",
 		}, messageLogBytes)

@@ -140,6 +140,43 @@ func TestVMCommandEnds(t *testing.T) {
 	}
 }
 
+// What qemu says when it cannot make the machine is the VM's last word.
+func TestQemuFails(t *testing.T) {
+	const words, screen = "qemu-system-x86_64: unsupported machine type\n", "login: \n"
+	for name, tc := range map[string]struct {
+		qemu    int
+		told    string
+		policy  corev1.TerminationMessagePolicy
+		message string
+	}{
+		"fails":                  {qemu: 1, message: words},
+		"fails before a command": {qemu: 1, told: "-", message: words},
+		"ends with its command":  {qemu: 1, told: "1\nlast words", message: "last words"},
+		"ends well":              {},
+		"is killed":              {qemu: 137},
+		"fails, log wanted":      {qemu: 1, policy: corev1.TerminationMessageFallbackToLogsOnError, message: screen + words},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t)
+			node := r.nodes["n"].(testNode)
+			node.profile.Runtimes = map[string]translate.Runtime{"vm": {Driver: driverQemu}}
+			r.nodes["n"] = node
+			pod := r.pod(func(p *corev1.Pod) {
+				p.Spec.RuntimeClassName = new("vm")
+				p.Spec.Containers[0].TerminationMessagePolicy = tc.policy
+				if p.Spec.Containers[0].Command = nil; tc.told != "" {
+					p.Spec.Containers[0].Command = []string{"serve"}
+				}
+			})
+			r.nomad.files["web/"+translate.VMExit], r.nomad.files["web/stdout"], r.nomad.files["web/stderr"] = tc.told, screen, words
+			r.follows(pod, entry("pending", tasks{"web": crashed(tc.qemu, 1, epoch, epoch.Add(second))}))
+			if got := r.read(pod).Status.ContainerStatuses[0].State.Terminated; got == nil || got.Message != tc.message {
+				t.Errorf("state %+v", got)
+			}
+		})
+	}
+}
+
 // What is told of an end stays told: a VM's is not told with qemu's code because its
 // client did not answer for a moment, and not kept back for ever.
 func TestVMCommandEndUnread(t *testing.T) {

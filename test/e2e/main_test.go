@@ -72,6 +72,7 @@ func run(m *testing.M) int {
 		allowDiary(c)
 		c.VirtualNodes[0].HostAccess.HostPorts = true
 		allowTap(&c.VirtualNodes[0])
+		allowFuture(&c.VirtualNodes[0])
 		second := c.VirtualNodes[0]
 		second.Name, second.Labels = secondNode, map[string]string{"example.com/second": "yes"}
 		second.HostAccess = translate.HostAccess{}

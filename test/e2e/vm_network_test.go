@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -194,6 +197,69 @@ func TestVirtualMachineOwnsAddress(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A gRPC probe asks a server in the guest at the pod's address, and a port of the
+// client leads there. The server is the test's own, behind a relay in the guest: its
+// word makes the pod ready, and unready.
+func TestVirtualMachineOwnsAddressProbedByGRPC(t *testing.T) {
+	t.Parallel()
+	tapRuntime(t)
+	ns := namespace(t, kube)
+	const port, hostPort = 9000, 8191
+	at, health := healthServer(t)
+	host, far, _ := net.SplitHostPort(at)
+	p := create(t, kube, ns, vmPod("vm", func(p *corev1.Pod) {
+		p.Spec.RuntimeClassName = new(tapClass)
+		c := &p.Spec.Containers[0]
+		c.Command = []string{"nc", "-ll", "-p", strconv.Itoa(port), "-e", "nc", host, far}
+		c.Ports = []corev1.ContainerPort{{ContainerPort: 8080, HostPort: hostPort}}
+		c.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, TimeoutSeconds: 5, FailureThreshold: 1, ProbeHandler: corev1.ProbeHandler{
+			GRPC: &corev1.GRPCAction{Port: port, Service: new("shop")}}}
+	}))
+	p = await(t, kube, p, 120*time.Second, "up, and not ready", func(p *corev1.Pod) bool {
+		return status(p, "c").State.Running != nil && !ready(p)
+	})
+	if message := eventOf(t, kube, p, "Unhealthy"); !strings.Contains(message, "Readiness probe failed") {
+		t.Errorf("event: %s", message)
+	}
+	health.SetServingStatus("shop", healthpb.HealthCheckResponse_SERVING)
+	p = await(t, kube, p, 120*time.Second, "ready", ready)
+	if body, err := page(fmt.Sprintf("http://%s:%d/", p.Status.HostIP, hostPort)); !strings.Contains(body, "Hello from a VM pod") {
+		t.Errorf("the client's port: %q %v", body, err)
+	}
+	health.SetServingStatus("shop", healthpb.HealthCheckResponse_NOT_SERVING)
+	p = await(t, kube, p, 30*time.Second, "unready", func(p *corev1.Pod) bool { return !ready(p) })
+	eventually(t, 20*time.Second, "the server's word in an event", func() error {
+		if out := kubectl(t, "-n", ns, "events", "--for=pod/vm"); !strings.Contains(out, `service unhealthy (responded with "NOT_SERVING")`) {
+			return errors.New(out)
+		}
+		return nil
+	})
+	remove(t, kube, p, nil)
+	awaitGone(t, kube, p, 60*time.Second)
+	if body, err := page(fmt.Sprintf("http://%s:%d/", p.Status.HostIP, hostPort)); err == nil {
+		t.Errorf("the client's port outlives the pod: %q", body)
+	}
+}
+
+// healthServer answers gRPC's health checks where pods reach it. It knows no service
+// yet.
+func healthServer(t *testing.T) (address string, h *health.Server) {
+	t.Helper()
+	host, _, err := net.SplitHostPort(cluster.KubeletAddress())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp4", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, h := grpc.NewServer(), health.NewServer()
+	healthpb.RegisterHealthServer(s, h)
+	go func() { _ = s.Serve(l) }() // ends with the test
+	t.Cleanup(s.Stop)
+	return l.Addr().String(), h
 }
 
 // A pod may ask for less than its runtime gives, and not for more.

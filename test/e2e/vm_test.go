@@ -13,13 +13,23 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/remotecommand"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
+
+// futureClass is a runtime of machines that no qemu knows yet.
+const futureClass = "nomad-vm-future"
+
+func allowFuture(n *config.VirtualNode) {
+	n.Runtimes[futureClass] = translate.Runtime{Driver: "qemu", Config: map[string]any{"machine_type": "pc-q35-99.0"}}
+}
 
 // vmPod is the demonstration's VM, booted from its kernel, which is faster than
 // from its disk.
@@ -218,10 +228,47 @@ func TestVirtualMachineEnds(t *testing.T) {
 func TestVirtualMachineRefused(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t, kube)
-	p := create(t, kube, ns, vmPod("outside", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "/etc/passwd" }))
-	p = await(t, kube, p, 20*time.Second, "failed", phase(corev1.PodFailed))
-	if !strings.Contains(p.Status.Message, "hostAccess.imagePaths") {
-		t.Errorf("message: %s", p.Status.Message)
+	for _, tc := range []struct {
+		name string
+		opt  option
+		want []string
+	}{
+		{"outside", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "/etc/passwd" }, []string{"spec.containers[c].image", "hostAccess.imagePaths"}},
+		{"little", func(p *corev1.Pod) {
+			p.Spec.Containers[0].Resources.Requests[corev1.ResourceMemory] = resource.MustParse("192") // for 192Mi
+		}, []string{"spec.containers[c].resources.requests.memory", "give it 17Mi"}},
+		{"hotplug", func(p *corev1.Pod) { p.Annotations["nomad-kubelet.io/vm-hotplug"] = "true" }, []string{"metadata.annotations[nomad-kubelet.io/vm-hotplug]", "docs/vms.md"}},
+	} {
+		p := create(t, kube, ns, vmPod(tc.name, tc.opt))
+		p = await(t, kube, p, 20*time.Second, "failed", phase(corev1.PodFailed))
+		event := eventOf(t, kube, p, p.Status.Reason)
+		for _, want := range tc.want {
+			if !strings.Contains(p.Status.Message, want) || !strings.Contains(event, want) {
+				t.Errorf("%s: %q is not in message %q and event %q", tc.name, want, p.Status.Message, event)
+			}
+		}
+		if _, _, err := nomad.Jobs().Info(jobID(cluster, p), nil); err == nil {
+			t.Errorf("%s: there is a job", tc.name)
+		}
+	}
+	// No client has room for it: said by the scheduler, or of a pod that is past it by us.
+	for name, node := range map[string]string{"too-large": "", "too-large-bound": config.DefaultVirtualNode} {
+		p := create(t, kube, ns, vmPod(name, func(p *corev1.Pod) {
+			p.Spec.NodeName = node
+			p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceEphemeralStorage: resource.MustParse("900Ti")}
+		}))
+		if node == "" {
+			if message := eventOf(t, kube, p, "FailedScheduling"); !strings.Contains(message, "Insufficient ephemeral-storage") {
+				t.Errorf("%s: event %q", name, message)
+			}
+		} else {
+			p = await(t, kube, p, 20*time.Second, "waits for room", func(p *corev1.Pod) bool {
+				return strings.Contains(conditionOf(p, translate.ConditionPlaced).Message, "disk")
+			})
+			t.Logf("%s: %s", name, conditionOf(p, translate.ConditionPlaced).Message)
+		}
+		remove(t, kube, p, nil)
+		awaitGone(t, kube, p, 30*time.Second)
 	}
 	noDisk := filepath.Join(devcluster.VMImageDir, ns+".img")
 	if err := os.WriteFile(noDisk, bytes.Repeat([]byte("no disk"), 100), 0o644); err != nil {
@@ -258,5 +305,20 @@ func TestVirtualMachineRefused(t *testing.T) {
 		})
 		remove(t, kube, p, nil)
 		awaitGone(t, kube, p, 30*time.Second)
+		awaitNoJob(t, nomad, jobID(cluster, p), 20*time.Second)
+	}
+}
+
+// What qemu itself refuses, such as to be a machine of a version that it does not know,
+// is its container's last word.
+func TestVirtualMachineRefusedByQemu(t *testing.T) {
+	t.Parallel()
+	if _, err := kube.NodeV1().RuntimeClasses().Create(t.Context(), &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: futureClass}, Handler: futureClass}, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	p := create(t, kube, namespace(t, kube), vmPod("vm", restart(corev1.RestartPolicyNever), func(p *corev1.Pod) { p.Spec.RuntimeClassName = new(futureClass) }))
+	p = await(t, kube, p, 60*time.Second, "failed", phase(corev1.PodFailed))
+	if st := status(p, "c").State.Terminated; st == nil || st.ExitCode != 1 || !strings.Contains(st.Message, "unsupported machine type") {
+		t.Errorf("%+v", st)
 	}
 }
