@@ -105,7 +105,7 @@ type pod struct {
 // emptyBed is Consul and an underlay of two networks, without hosts.
 func emptyBed(t *testing.T) *bed {
 	t.Helper()
-	return bedIn(t, netlab.New(t, "underlay"))
+	return bedIn(t, netlab.New(t, "underlay"), false)
 }
 
 func needs(t *testing.T) {
@@ -113,8 +113,9 @@ func needs(t *testing.T) {
 	netlab.Root(t, "ip", "bridge", "nft", "iptables", filepath.Join(cniDir, "bridge"))
 }
 
-// bedIn is an empty bed in a namespace that is there.
-func bedIn(t *testing.T, underlay *netlab.NS) *bed {
+// bedIn is an empty bed in a namespace that is there. With acls its Consul asks for
+// tokens.
+func bedIn(t *testing.T, underlay *netlab.NS, acls bool) *bed {
 	t.Helper()
 	needs(t)
 	b := &bed{t: t, underlay: underlay}
@@ -124,7 +125,7 @@ func bedIn(t *testing.T, underlay *netlab.NS) *bed {
 		b.underlay.Run(fmt.Sprintf("ip addr add 192.168.10%d.1/24 dev seg%d", i, i))
 	}
 	allowForwarding(b.underlay)
-	b.consul = consultest.Start(t, b.underlay, false)
+	b.consul = consultest.Start(t, b.underlay, acls)
 	b.registry = registry.New(b.consul.Client, fabricName)
 	b.settings = fabric.Settings{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16")}
 	b.settings.BlockBits = 28 // 13 pods
@@ -137,7 +138,13 @@ func bedIn(t *testing.T, underlay *netlab.NS) *bed {
 func newBed(t *testing.T) *bed {
 	t.Helper()
 	b := emptyBed(t)
-	nom1, nom2, k8s1 := b.host("nomad/nom1", 1, 11), b.host("nomad/nom2", 2, 12), b.host("k8s/k8s1", 1, 21)
+	b.populate()
+	return b
+}
+
+func (b *bed) populate(changes ...func(config map[string]any)) {
+	b.t.Helper()
+	nom1, nom2, k8s1 := b.host("nomad/nom1", 1, 11, changes...), b.host("nomad/nom2", 2, 12, changes...), b.host("k8s/k8s1", 1, 21, changes...)
 	// As Docker, and as flannel of both fashions.
 	nom1.Run("iptables -P FORWARD DROP")
 	k8s1.flannel()
@@ -147,7 +154,6 @@ func newBed(t *testing.T) *bed {
 	for _, h := range b.hosts {
 		h.until("all peers", func(st agent.Status) bool { return len(st.Peers) == 2 && st.Incomplete == "" && len(st.Drift) == 0 })
 	}
-	return b
 }
 
 func allowForwarding(n *netlab.NS) {
@@ -163,6 +169,7 @@ func (b *bed) set() {
 		b.t.Fatal(err)
 	}
 	cmd := exec.Command(program, "fabric", "set", "--fabric", fabricName, "--consul-address", b.consul.Address, "-f", file)
+	cmd.Env = append(os.Environ(), "CONSUL_HTTP_TOKEN="+consultest.Token) // which one without ACLs does not look at
 	if out, err := cmd.CombinedOutput(); err != nil {
 		b.t.Fatalf("fabric set: %v\n%s", err, out)
 	}

@@ -63,7 +63,7 @@ func TestPodsOfKubernetes(t *testing.T) {
 	}
 	here := netlab.Here(t, "machine")
 	here.Run("ip link set lo up")
-	b := bedIn(t, here)
+	b := bedIn(t, here, false)
 	k8s := b.host("k8s/k8s1", 1, 21)
 	k8s.flannel()
 	k8s.start()

@@ -244,7 +244,7 @@ func consulGone(t *testing.T, b *bed, pods []*pod) {
 		for _, h := range b.hosts {
 			h.until("an outage", func(st agent.Status) bool { return st.Consul != "" })
 		}
-		time.Sleep(10 * time.Second)
+		time.Sleep(outage(t, 10*time.Second))
 		// A pod on a known host needs no Consul.
 		p := pods[0].host.pod()
 		if seen, err := caller(p.NS, pods[1].NS, pods[1].ip, 10); err != nil || seen != p.ip {
