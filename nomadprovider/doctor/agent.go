@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 )
 
 // clientTimeout bounds connecting to a client's own HTTP API.
@@ -97,17 +99,17 @@ type setting struct {
 	what string
 	// read returns the value, and whether it will do.
 	read           func(a *agentSelf) (found string, good bool)
-	result         Result
+	result         report.Result
 	breaks, remedy string
 }
 
-func (s setting) check(r *Report, where string, a *agentSelf) {
+func (s setting) check(r *report.Report, where string, a *agentSelf) {
 	found, good := s.read(a)
 	if good {
-		r.ok(where, s.what, found)
+		r.OK(where, s.what, found)
 		return
 	}
-	r.add(Check{Where: where, What: s.what, Result: s.result, Found: found, Breaks: s.breaks, Remedy: s.remedy})
+	r.Add(report.Check{Where: where, What: s.what, Result: s.result, Found: found, Breaks: s.breaks, Remedy: s.remedy})
 }
 
 // connections reads limits.http_max_conns_per_client, which is the same for
@@ -121,7 +123,7 @@ func connections(a *agentSelf) (string, bool) {
 }
 
 var connectionLimit = setting{
-	what: "limits http_max_conns_per_client", result: Warn, read: connections,
+	what: "limits http_max_conns_per_client", result: report.Warn, read: connections,
 	breaks: "kubectl logs -f and exec are refused beyond that many at once (429)",
 	remedy: "limits { http_max_conns_per_client = 0 }",
 }
@@ -129,7 +131,7 @@ var connectionLimit = setting{
 // clientSettings are those of deploy/nomad/client.hcl.
 var clientSettings = []setting{
 	{
-		what: "template nomad_retry attempts", result: Fail,
+		what: "template nomad_retry attempts", result: report.Fail,
 		read: func(a *agentSelf) (string, bool) {
 			n, ok := a.Config.sub("Client").sub("TemplateConfig").sub("NomadRetry").number("Attempts")
 			if !ok {
@@ -141,7 +143,7 @@ var clientSettings = []setting{
 		remedy: `client { template { nomad_retry { attempts = 0 backoff = "250ms" max_backoff = "5s" } } }`,
 	},
 	{
-		what: "template max_stale", result: Fail,
+		what: "template max_stale", result: report.Fail,
 		read: func(a *agentSelf) (string, bool) {
 			// In nanoseconds; Nomad's own is ten years (client/config/config.go).
 			n, ok := a.Config.sub("Client").sub("TemplateConfig").number("MaxStale")
@@ -154,7 +156,7 @@ var clientSettings = []setting{
 		remedy: `client { template { max_stale = "0s" } }`,
 	},
 	{
-		what: "max_kill_timeout", result: Warn,
+		what: "max_kill_timeout", result: report.Warn,
 		read: func(a *agentSelf) (string, bool) {
 			d, ok := a.Config.sub("Client").duration("MaxKillTimeout")
 			if !ok {
@@ -166,7 +168,7 @@ var clientSettings = []setting{
 		remedy: `client { max_kill_timeout = "1h" }`,
 	},
 	{
-		what: "gc_max_allocs", result: Warn,
+		what: "gc_max_allocs", result: report.Warn,
 		read: func(a *agentSelf) (string, bool) {
 			n, ok := a.Config.sub("Client").number("GCMaxAllocs")
 			if !ok {
@@ -178,7 +180,7 @@ var clientSettings = []setting{
 		remedy: "client { gc_max_allocs = 1000 }",
 	},
 	{
-		what: "telemetry publish_allocation_metrics", result: Warn,
+		what: "telemetry publish_allocation_metrics", result: report.Warn,
 		read: func(a *agentSelf) (string, bool) {
 			on := a.Config.sub("Telemetry").boolean("PublishAllocationMetrics")
 			return strconv.FormatBool(on), on
@@ -192,7 +194,7 @@ var clientSettings = []setting{
 // serverSettings are those of deploy/nomad/server.hcl.
 var serverSettings = []setting{
 	{
-		what: "event_buffer_size", result: Warn,
+		what: "event_buffer_size", result: report.Warn,
 		read: func(a *agentSelf) (string, bool) {
 			n, ok := a.Config.sub("Server").number("EventBufferSize")
 			if !ok {
@@ -204,7 +206,7 @@ var serverSettings = []setting{
 		remedy: "server { event_buffer_size = 20000 }",
 	},
 	{
-		what: "job_gc_threshold", result: Warn,
+		what: "job_gc_threshold", result: report.Warn,
 		read: func(a *agentSelf) (string, bool) {
 			d, ok := a.Config.sub("Server").duration("JobGCThreshold")
 			if !ok {
@@ -220,23 +222,23 @@ var serverSettings = []setting{
 
 // server checks the agent that the daemon talks to. The other servers must be
 // set alike; they are not asked, since a load balancer may hide them.
-func (d *Doctor) server(ctx context.Context, r *Report) {
+func (d *Doctor) server(ctx context.Context, r *report.Report) {
 	q, stop := query(ctx, "")
 	defer stop()
 	a, err := self(d.Nomad, q)
 	where := "agent " + d.Nomad.Address()
 	if err != nil {
-		r.add(Check{Where: where, What: "server settings", Result: Unknown, Found: err.Error(),
+		r.Add(report.Check{Where: where, What: "server settings", Result: report.Unknown, Found: err.Error(),
 			Breaks: "fast starts of many pods and logs of completed pods depend on them",
 			Remedy: "on the servers compare the configuration with deploy/nomad/server.hcl: nomad agent-info"})
 		return
 	}
 	if v, ok := a.Config.sub("Version")["Version"].(string); ok {
-		r.add(version(where, v))
+		r.Add(version(where, v))
 	}
 	if !a.Config.sub("Server").boolean("Enabled") {
 		connectionLimit.check(r, where, a)
-		r.add(Check{Where: where, What: "server settings", Result: Unknown, Found: "this agent is no server",
+		r.Add(report.Check{Where: where, What: "server settings", Result: report.Unknown, Found: "this agent is no server",
 			Remedy: "run the doctor with NOMAD_ADDR set to each server"})
 		return
 	}
@@ -246,15 +248,15 @@ func (d *Doctor) server(ctx context.Context, r *Report) {
 }
 
 // version: 1.11.2 brought memory without limit and the finer rights.
-func version(where, v string) Check {
-	c := Check{Where: where, What: "Nomad version", Result: OK, Found: v}
+func version(where, v string) report.Check {
+	c := report.Check{Where: where, What: "Nomad version", Result: report.OK, Found: v}
 	var major, minor, patch int
 	if n, _ := fmt.Sscanf(v, "%d.%d.%d", &major, &minor, &patch); n < 3 {
-		c.Result = Unknown
+		c.Result = report.Unknown
 		return c
 	}
 	if major*1e6+minor*1e3+patch < 1_011_002 {
-		c.Result, c.Breaks = Warn, "nomad-kubelet is made for Nomad 1.11.3; pods without a memory limit need 1.11.2"
+		c.Result, c.Breaks = report.Warn, "nomad-kubelet is made for Nomad 1.11.3; pods without a memory limit need 1.11.2"
 		c.Remedy = "upgrade Nomad"
 	}
 	return c

@@ -8,12 +8,13 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
 // client checks one Nomad client: by what it has reported of itself, and by
 // its agent's configuration where that may be read.
-func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
+func (d *Doctor) client(ctx context.Context, r *report.Report, c poolClient) {
 	where := "client " + c.node.Name
 	d.drivers(r, where, c)
 	d.cni(r, where, c)
@@ -22,7 +23,7 @@ func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
 	d.compute(r, where, c.node)
 	self, err := d.agent(ctx, c.node)
 	if err != nil {
-		r.add(Check{Where: where, What: "agent settings", Result: Unknown, Found: err.Error(),
+		r.Add(report.Check{Where: where, What: "agent settings", Result: report.Unknown, Found: err.Error(),
 			Breaks: "kept grace periods, logs of finished pods, and pods surviving an outage of Nomad's servers depend on them",
 			Remedy: "on that machine compare its configuration with deploy/nomad/client.hcl:\n" +
 				"nomad agent-info; grep -A4 -E 'nomad_retry|max_stale|max_kill_timeout|gc_max_allocs|allow_caps|http_max_conns|publish_allocation' /etc/nomad.d/*.hcl"})
@@ -34,7 +35,7 @@ func (d *Doctor) client(ctx context.Context, r *Report, c poolClient) {
 	if slices.Contains(drivers(c), "docker") {
 		capabilities(r, where, self, slices.Concat(c.vn.HostAccess.Capabilities, tapCapabilities(c)))
 		if c.vn.HostAccess.Privileged && !self.plugin("docker").boolean("allow_privileged") {
-			r.add(Check{Where: where, What: "docker privileged", Result: Warn, Found: "off", Breaks: "privileged pods, which hostAccess allows, fail to start",
+			r.Add(report.Check{Where: where, What: "docker privileged", Result: report.Warn, Found: "off", Breaks: "privileged pods, which hostAccess allows, fail to start",
 				Remedy: `plugin "docker" { config { allow_privileged = true } }`})
 		}
 	}
@@ -52,37 +53,37 @@ func drivers(c poolClient) []string {
 	return out
 }
 
-func (d *Doctor) drivers(r *Report, where string, c poolClient) {
+func (d *Doctor) drivers(r *report.Report, where string, c poolClient) {
 	for _, name := range drivers(c) {
 		info := c.node.Drivers[name]
 		switch {
 		case info == nil || !info.Detected:
-			r.add(Check{Where: where, What: "driver " + name, Result: Warn, Found: "not there", Breaks: "pods of that runtime are placed on other clients only", Remedy: driverRemedy(name)})
+			r.Add(report.Check{Where: where, What: "driver " + name, Result: report.Warn, Found: "not there", Breaks: "pods of that runtime are placed on other clients only", Remedy: driverRemedy(name)})
 			continue
 		case !info.Healthy:
-			r.add(Check{Where: where, What: "driver " + name, Result: Warn, Found: "unhealthy: " + info.HealthDescription, Breaks: "pods of that runtime are placed on other clients only", Remedy: driverRemedy(name)})
+			r.Add(report.Check{Where: where, What: "driver " + name, Result: report.Warn, Found: "unhealthy: " + info.HealthDescription, Breaks: "pods of that runtime are placed on other clients only", Remedy: driverRemedy(name)})
 			continue
 		}
 		version := c.node.Attributes["driver."+name+".version"]
 		if name != "docker" {
-			r.ok(where, "driver "+name, version)
+			r.OK(where, "driver "+name, version)
 			continue
 		}
 		// The driver reports this attribute only when volumes are on
 		// (drivers/docker/fingerprint.go).
 		if on := c.node.Attributes["driver.docker.volumes.enabled"]; on != "1" && on != "true" {
-			r.add(Check{Where: where, What: "driver docker", Result: Fail, Found: version + ", volumes are off",
+			r.Add(report.Check{Where: where, What: "driver docker", Result: report.Fail, Found: version + ", volumes are off",
 				Breaks: "pods with any volume, ConfigMap, Secret or service account token fail to start",
 				Remedy: `plugin "docker" { config { volumes { enabled = true } } }`})
 			continue
 		}
-		r.ok(where, "driver docker", version+", volumes on")
+		r.OK(where, "driver docker", version+", volumes on")
 		if !strings.Contains(version, translate.DockerProxyMark) {
-			r.add(Check{Where: where, What: "docker proxy", Result: Warn, Found: "not there",
+			r.Add(report.Check{Where: where, What: "docker proxy", Result: report.Warn, Found: "not there",
 				Breaks: "logs of containers that end at once are cut off; runAsNonRoot and runAsGroup need runAsUser; network probes cost 1.4 % of a core a pod",
 				Remedy: "companion docker-proxy before Nomad on that machine: docs/operations.md, The docker proxy"})
 		} else {
-			r.ok(where, "docker proxy", version)
+			r.OK(where, "docker proxy", version)
 		}
 	}
 }
@@ -94,7 +95,7 @@ var cniPlugins = []string{"bridge", "firewall", "host-local", "loopback", "portm
 // configuration names these.
 var ownCNIPlugins = []string{"bridge", "loopback"}
 
-func (d *Doctor) cni(r *Report, where string, c poolClient) {
+func (d *Doctor) cni(r *report.Report, where string, c poolClient) {
 	if !networked(c.vn) {
 		return
 	}
@@ -109,56 +110,56 @@ func (d *Doctor) cni(r *Report, where string, c poolClient) {
 		}
 	}
 	if len(missing) == 0 {
-		r.ok(where, "CNI plugins", strings.Join(plugins, ", "))
+		r.OK(where, "CNI plugins", strings.Join(plugins, ", "))
 		return
 	}
-	r.add(Check{Where: where, What: "CNI plugins", Result: Fail, Found: "missing: " + strings.Join(missing, ", "),
+	r.Add(report.Check{Where: where, What: "CNI plugins", Result: report.Fail, Found: "missing: " + strings.Join(missing, ", "),
 		Breaks: "no pod with a network of its own is placed on this client",
 		Remedy: "apt-get install containernetworking-plugins, and client { cni_path = \"/usr/lib/cni\" }, then restart Nomad"})
 }
 
 // podNetwork tells whether the client takes pods of the pod network.
-func (d *Doctor) podNetwork(r *Report, where string, c poolClient) {
+func (d *Doctor) podNetwork(r *report.Report, where string, c poolClient) {
 	const what = "pod network"
 	switch {
 	case c.vn.Network != translate.NetworkNetbridge:
 	case c.node.Meta[translate.NetbridgeMeta] == translate.NetbridgeReady:
-		r.ok(where, what, "netbridge's agent says that it is ready")
+		r.OK(where, what, "netbridge's agent says that it is ready")
 	default:
-		r.add(Check{Where: where, What: what, Result: Fail, Found: "netbridge's agent does not say that it is ready",
+		r.Add(report.Check{Where: where, What: what, Result: report.Fail, Found: "netbridge's agent does not say that it is ready",
 			Breaks: "no pod is placed on this client",
 			Remedy: "start netbridge agent there, with a Nomad token that may write nodes; netbridge status; send the Nomad agent one SIGHUP"})
 	}
 }
 
 // accelerator tells by what the client's VMs run.
-func (d *Doctor) accelerator(r *Report, where string, c poolClient) {
+func (d *Doctor) accelerator(r *report.Report, where string, c poolClient) {
 	const what = "VM accelerator"
 	info := c.node.Drivers["qemu"]
 	if !slices.Contains(drivers(c), "qemu") || info == nil || !info.Healthy {
 		return
 	}
 	if found := c.node.Meta[translate.AcceleratorMeta]; found != "" {
-		r.ok(where, what, found)
+		r.OK(where, what, found)
 		return
 	}
-	r.add(Check{Where: where, What: what, Result: Warn, Found: "not known", Breaks: "VMs run in software (tcg) there, or on other clients",
+	r.Add(report.Check{Where: where, What: what, Result: report.Warn, Found: "not known", Breaks: "VMs run in software (tcg) there, or on other clients",
 		Remedy: "nomad-kubelet tries it when it runs and its Nomad token may write nodes; or client { meta { " + translate.AcceleratorMeta + ` = "kvm" } }`})
 }
 
 // compute tells how Nomad's MHz relate to cores.
-func (d *Doctor) compute(r *Report, where string, n *api.Node) {
+func (d *Doctor) compute(r *report.Report, where string, n *api.Node) {
 	if n.NodeResources == nil || n.NodeResources.Cpu.TotalCpuCores == 0 {
-		r.add(Check{Where: where, What: "CPU scale", Result: Unknown, Found: "the client reports no cores", Remedy: "nomad node status -verbose " + n.ID})
+		r.Add(report.Check{Where: where, What: "CPU scale", Result: report.Unknown, Found: "the client reports no cores", Remedy: "nomad node status -verbose " + n.ID})
 		return
 	}
 	cores := int64(n.NodeResources.Cpu.TotalCpuCores)
 	mhz := n.NodeResources.Cpu.CpuShares
 	if mhz == 1000*cores {
-		r.ok(where, "CPU scale", fmt.Sprintf("%d cores, 1 MHz is 1 millicore", cores))
+		r.OK(where, "CPU scale", fmt.Sprintf("%d cores, 1 MHz is 1 millicore", cores))
 		return
 	}
-	r.add(Check{Where: where, What: "CPU scale", Result: Warn, Found: fmt.Sprintf("%d cores count %d MHz", cores, mhz),
+	r.Add(report.Check{Where: where, What: "CPU scale", Result: report.Warn, Found: fmt.Sprintf("%d cores count %d MHz", cores, mhz),
 		Breaks: "where clients of a pool differ, a pod's CPU request takes more of a slower one than it needs",
 		Remedy: fmt.Sprintf("client { cpu_total_compute = %d }", 1000*cores)})
 }
@@ -178,10 +179,10 @@ func tapCapabilities(c poolClient) []string {
 	return nil
 }
 
-func capabilities(r *Report, where string, self *agentSelf, allowed []string) {
+func capabilities(r *report.Report, where string, self *agentSelf, allowed []string) {
 	have := self.plugin("docker").list("allow_caps")
 	if slices.Contains(have, "all") {
-		r.ok(where, "docker allow_caps", "all")
+		r.OK(where, "docker allow_caps", "all")
 		return
 	}
 	want := slices.Clone(dockerCaps)
@@ -197,10 +198,10 @@ func capabilities(r *Report, where string, self *agentSelf, allowed []string) {
 	}
 	missing := slices.DeleteFunc(want, func(c string) bool { return slices.Contains(have, c) })
 	if len(missing) == 0 {
-		r.ok(where, "docker allow_caps", "all that pods may ask for")
+		r.OK(where, "docker allow_caps", "all that pods may ask for")
 		return
 	}
-	r.add(Check{Where: where, What: "docker allow_caps", Result: Warn, Found: "missing: " + strings.Join(missing, ", "),
+	r.Add(report.Check{Where: where, What: "docker allow_caps", Result: report.Warn, Found: "missing: " + strings.Join(missing, ", "),
 		Breaks: "pods that need these capabilities fail to start (net_raw: ping; net_admin: VMs whose runtime has config.network: tap)",
 		Remedy: `plugin "docker" { config { allow_caps = [...] } } as in deploy/nomad/client.hcl`})
 }

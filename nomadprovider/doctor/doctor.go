@@ -8,6 +8,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 )
 
 // callTimeout bounds every single call.
@@ -24,8 +25,8 @@ type Doctor struct {
 }
 
 // Run makes all checks; those that depend on a failed one are left out.
-func (d *Doctor) Run(ctx context.Context) *Report {
-	r := &Report{}
+func (d *Doctor) Run(ctx context.Context) *report.Report {
+	r := &report.Report{}
 	d.kubernetes(ctx, r)
 	if !d.nomad(ctx, r) {
 		return r

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node/nomadtest"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
@@ -35,7 +36,7 @@ func testConfig(change func(*config.VirtualNode)) *config.Config {
 }
 
 // find returns the check of that name.
-func find(t *testing.T, r *Report, what string) Check {
+func find(t *testing.T, r *report.Report, what string) report.Check {
 	t.Helper()
 	for _, c := range r.Checks {
 		if c.What == what {
@@ -43,17 +44,17 @@ func find(t *testing.T, r *Report, what string) Check {
 		}
 	}
 	t.Errorf("nothing was checked as %q", what)
-	return Check{}
+	return report.Check{}
 }
 
-func expect(t *testing.T, r *Report, what string, res Result, in string) {
+func expect(t *testing.T, r *report.Report, what string, res report.Result, in string) {
 	t.Helper()
 	c := find(t, r, what)
 	text := c.Found + c.Breaks + c.Remedy
 	if c.Result != res || !strings.Contains(text, in) {
 		t.Errorf("%s: %+v, want %s with %q", what, c, res, in)
 	}
-	if res != OK && c.Remedy == "" {
+	if res != report.OK && c.Remedy == "" {
 		t.Errorf("%s: no remedy", what)
 	}
 }
@@ -120,7 +121,7 @@ func goodAgent() map[string]any {
 	}
 }
 
-func run(t *testing.T, answers map[string]any, cfg *config.Config) *Report {
+func run(t *testing.T, answers map[string]any, cfg *config.Config) *report.Report {
 	t.Helper()
 	d := &Doctor{Config: cfg, KubeErr: errors.New("no kubeconfig"), Nomad: fakeNomad(t, answers)}
 	return d.Run(t.Context())
@@ -131,20 +132,20 @@ func TestNomadFaults(t *testing.T) {
 		path   string
 		answer any
 		what   string
-		result Result
+		result report.Result
 		in     string
 	}{
-		"no leader":        {"/v1/status/leader", fault{500, "No cluster leader"}, "leader", Fail, "raft list-peers"},
-		"bad token":        {"/v1/acl/token/self", fault{403, "ACL token not found"}, "token", Fail, "nomad acl token create"},
-		"no token at all":  {"/v1/acl/token/self", fault{500, "failed to parse signed token: x"}, "token", Fail, "NOMAD_TOKEN"},
-		"ACLs off":         {"", nil, "token", Warn, "ACLs are off"},
-		"denied jobs":      {"/v1/jobs", fault{403, "Permission denied"}, "list jobs (list-jobs)", Fail, "policy.hcl"},
-		"denied plan":      {"/v1/job/nomad-kubelet-doctor/plan", fault{403, "Permission denied"}, "plan a job (submit-job)", Fail, "no pod starts"},
-		"no namespace":     {"/v1/namespace/default", fault{404, "Namespace not found"}, "namespace", Fail, "nomad namespace apply default"},
-		"no pool":          {"/v1/nodes", []any{}, "clients", Fail, `node_pool = "default"`},
-		"no oversubscript": {"/v1/operator/scheduler/configuration", map[string]any{"SchedulerConfig": map[string]any{}}, "memory oversubscription", Warn, "-memory-oversubscription=true"},
-		"agent denied":     {"/v1/agent/self", fault{403, "Permission denied"}, "server settings", Unknown, "nomad agent-info"},
-		"client silent":    {"", nil, "agent settings", Unknown, "nomad_retry"},
+		"no leader":        {"/v1/status/leader", fault{500, "No cluster leader"}, "leader", report.Fail, "raft list-peers"},
+		"bad token":        {"/v1/acl/token/self", fault{403, "ACL token not found"}, "token", report.Fail, "nomad acl token create"},
+		"no token at all":  {"/v1/acl/token/self", fault{500, "failed to parse signed token: x"}, "token", report.Fail, "NOMAD_TOKEN"},
+		"ACLs off":         {"", nil, "token", report.Warn, "ACLs are off"},
+		"denied jobs":      {"/v1/jobs", fault{403, "Permission denied"}, "list jobs (list-jobs)", report.Fail, "policy.hcl"},
+		"denied plan":      {"/v1/job/nomad-kubelet-doctor/plan", fault{403, "Permission denied"}, "plan a job (submit-job)", report.Fail, "no pod starts"},
+		"no namespace":     {"/v1/namespace/default", fault{404, "Namespace not found"}, "namespace", report.Fail, "nomad namespace apply default"},
+		"no pool":          {"/v1/nodes", []any{}, "clients", report.Fail, `node_pool = "default"`},
+		"no oversubscript": {"/v1/operator/scheduler/configuration", map[string]any{"SchedulerConfig": map[string]any{}}, "memory oversubscription", report.Warn, "-memory-oversubscription=true"},
+		"agent denied":     {"/v1/agent/self", fault{403, "Permission denied"}, "server settings", report.Unknown, "nomad agent-info"},
+		"client silent":    {"", nil, "agent settings", report.Unknown, "nomad_retry"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := healthyAnswers()
@@ -157,12 +158,12 @@ func TestNomadFaults(t *testing.T) {
 	t.Run("unknown pool", func(t *testing.T) {
 		a := healthyAnswers()
 		a["/v1/nodes"], a["/v1/node/pool/default"] = []any{}, fault{404, "node pool not found"}
-		expect(t, run(t, a, testConfig(nil)), "node pool", Fail, "correct nodePool")
+		expect(t, run(t, a, testConfig(nil)), "node pool", report.Fail, "correct nodePool")
 	})
 	t.Run("unreachable", func(t *testing.T) {
 		c, _ := api.NewClient(&api.Config{Address: "http://127.0.0.1:1"})
 		r := (&Doctor{Config: testConfig(nil), Nomad: c}).Run(t.Context())
-		expect(t, r, "reachable", Fail, "NOMAD_ADDR")
+		expect(t, r, "reachable", report.Fail, "NOMAD_ADDR")
 		if r.Err() == nil {
 			t.Error("no error")
 		}
@@ -173,20 +174,20 @@ func TestClientFaults(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(client map[string]any, attrs map[string]any)
 		what   string
-		result Result
+		result report.Result
 		in     string
 	}{
-		"healthy":    {func(_, _ map[string]any) {}, "CNI plugins", OK, "portmap"},
-		"no volumes": {func(_, a map[string]any) { delete(a, "driver.docker.volumes.enabled") }, "driver docker", Fail, "volumes { enabled = true }"},
-		"no CNI":     {func(_, a map[string]any) { delete(a, "plugins.cni.version.portmap") }, "CNI plugins", Fail, "containernetworking-plugins"},
+		"healthy":    {func(_, _ map[string]any) {}, "CNI plugins", report.OK, "portmap"},
+		"no volumes": {func(_, a map[string]any) { delete(a, "driver.docker.volumes.enabled") }, "driver docker", report.Fail, "volumes { enabled = true }"},
+		"no CNI":     {func(_, a map[string]any) { delete(a, "plugins.cni.version.portmap") }, "CNI plugins", report.Fail, "containernetworking-plugins"},
 		"MHz": {func(c, _ map[string]any) {
 			c["NodeResources"] = map[string]any{"Cpu": map[string]any{"CpuShares": 9000, "TotalCpuCores": 4}}
-		}, "CPU scale", Warn, "cpu_total_compute = 4000"},
-		"no proxy": {func(_, _ map[string]any) {}, "docker proxy", Warn, "companion docker-proxy"},
-		"proxy":    {func(_, a map[string]any) { a["driver.docker.version"] = "20.10.24+nomad-kubelet" }, "docker proxy", OK, "20.10.24"},
-		"no image": {func(_, _ map[string]any) {}, "companion image", Warn, "companionImage"},
-		"no qemu":  {func(c, _ map[string]any) { delete(c["Drivers"].(map[string]any), "qemu") }, "driver qemu", Warn, "qemu-system-x86"},
-		"draining": {func(c, _ map[string]any) { c["SchedulingEligibility"] = "ineligible" }, "clients", Fail, "eligibility -enable"},
+		}, "CPU scale", report.Warn, "cpu_total_compute = 4000"},
+		"no proxy": {func(_, _ map[string]any) {}, "docker proxy", report.Warn, "companion docker-proxy"},
+		"proxy":    {func(_, a map[string]any) { a["driver.docker.version"] = "20.10.24+nomad-kubelet" }, "docker proxy", report.OK, "20.10.24"},
+		"no image": {func(_, _ map[string]any) {}, "companion image", report.Warn, "companionImage"},
+		"no qemu":  {func(c, _ map[string]any) { delete(c["Drivers"].(map[string]any), "qemu") }, "driver qemu", report.Warn, "qemu-system-x86"},
+		"draining": {func(c, _ map[string]any) { c["SchedulingEligibility"] = "ineligible" }, "clients", report.Fail, "eligibility -enable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, c := healthyAnswers(), testClient()
@@ -200,14 +201,14 @@ func TestClientFaults(t *testing.T) {
 func TestPodNetwork(t *testing.T) {
 	config := testConfig(nil)
 	config.VirtualNodes[0].Network = translate.NetworkNetbridge
-	for mark, want := range map[string]Result{translate.NetbridgeReady: OK, "": Fail} {
+	for mark, want := range map[string]report.Result{translate.NetbridgeReady: report.OK, "": report.Fail} {
 		a, c := healthyAnswers(), testClient()
 		c["Meta"] = map[string]any{translate.NetbridgeMeta: mark}
 		delete(c["Attributes"].(map[string]any), "plugins.cni.version.portmap")
 		a["/v1/node/1"] = c
 		r := run(t, a, config)
 		expect(t, r, "pod network", want, "ready")
-		expect(t, r, "CNI plugins", OK, "bridge, loopback")
+		expect(t, r, "CNI plugins", report.OK, "bridge, loopback")
 	}
 }
 
@@ -222,17 +223,17 @@ func TestAgentSettings(t *testing.T) {
 	bad := parse(`{"config":{"Limits":{"HTTPMaxConnsPerClient":100},"Client":{"MaxKillTimeout":"30s","GCMaxAllocs":50,"TemplateConfig":{"MaxStale":315360000000000000,"NomadRetry":{"Attempts":12}}},"Server":{"EventBufferSize":100,"JobGCThreshold":"4h"}}}`)
 	good := parse(`{"config":{"Telemetry":{"PublishAllocationMetrics":true},"Limits":{"HTTPMaxConnsPerClient":0},"Client":{"MaxKillTimeout":"1h","GCMaxAllocs":1000,"TemplateConfig":{"MaxStale":0,"NomadRetry":{"Attempts":0}}},"Server":{"EventBufferSize":20000,"JobGCThreshold":"24h"}}}`)
 	for _, s := range append(clientSettings, serverSettings...) {
-		for a, want := range map[*agentSelf]Result{bad: s.result, good: OK, parse(`{}`): s.result} {
-			r := &Report{}
+		for a, want := range map[*agentSelf]report.Result{bad: s.result, good: report.OK, parse(`{}`): s.result} {
+			r := &report.Report{}
 			s.check(r, "x", a)
 			if got := r.Checks[0].Result; got != want {
 				t.Errorf("%s: %s, want %s", s.what, got, want)
 			}
 		}
 	}
-	r := &Report{}
+	r := &report.Report{}
 	capabilities(r, "x", parse(`{"config":{"Plugins":[{"Name":"docker","Config":{"allow_caps":["chown"]}}]}}`), []string{"CAP_NET_ADMIN"})
-	if c := r.Checks[0]; c.Result != Warn || !strings.Contains(c.Found, "net_admin") {
+	if c := r.Checks[0]; c.Result != report.Warn || !strings.Contains(c.Found, "net_admin") {
 		t.Errorf("capabilities: %+v", c)
 	}
 }
@@ -241,8 +242,8 @@ func TestAgentSettings(t *testing.T) {
 func TestTapCapabilities(t *testing.T) {
 	for _, tc := range []struct {
 		network any
-		want    Result
-	}{{nil, OK}, {"user", OK}, {"tap", Warn}} {
+		want    report.Result
+	}{{nil, report.OK}, {"user", report.OK}, {"tap", report.Warn}} {
 		vn := testConfig(func(n *config.VirtualNode) {
 			if tc.network != nil {
 				n.Runtimes["nomad-vm"] = translate.Runtime{Driver: "qemu", Config: map[string]any{"network": tc.network}}
@@ -253,9 +254,9 @@ func TestTapCapabilities(t *testing.T) {
 		if err := json.Unmarshal(fmt.Appendf(nil, `{"config":{"Plugins":[{"Name":"docker","Config":{"allow_caps":%s}}]}}`, allowed), &a); err != nil {
 			t.Fatal(err)
 		}
-		r := &Report{}
+		r := &report.Report{}
 		capabilities(r, "x", &a, tapCapabilities(poolClient{vn: vn}))
-		if c := r.Checks[0]; c.Result != tc.want || tc.want == Warn && c.Found != "missing: net_admin" {
+		if c := r.Checks[0]; c.Result != tc.want || tc.want == report.Warn && c.Found != "missing: net_admin" {
 			t.Errorf("network %v: %+v", tc.network, c)
 		}
 	}
@@ -269,12 +270,12 @@ func TestKubernetesFaults(t *testing.T) {
 		r.Status.Allowed = at.Resource != "secrets" && !(at.Resource == "events" && at.Verb == "patch")
 		return true, r, nil
 	})
-	r := &Report{}
+	r := &report.Report{}
 	(&Doctor{Config: testConfig(nil), Kube: kube}).kubernetes(t.Context(), r)
-	expect(t, r, "may get, list, watch secrets", Fail, "rbac.yaml")
-	expect(t, r, "may create, patch events", Warn, "denied: patch")
-	expect(t, r, "RuntimeClass nomad-vm", Warn, "runtimeclass.yaml")
-	for server, want := range map[string]Result{"v1.35.1": OK, "v1.38.0": OK, "v1.34.0": Warn, "v1.39.0": Warn, "?": Unknown} {
+	expect(t, r, "may get, list, watch secrets", report.Fail, "rbac.yaml")
+	expect(t, r, "may create, patch events", report.Warn, "denied: patch")
+	expect(t, r, "RuntimeClass nomad-vm", report.Warn, "runtimeclass.yaml")
+	for server, want := range map[string]report.Result{"v1.35.1": report.OK, "v1.38.0": report.OK, "v1.34.0": report.Warn, "v1.39.0": report.Warn, "?": report.Unknown} {
 		if c := skew("v1.35.4+x", server); c.Result != want {
 			t.Errorf("API server %s: %s", server, c.Result)
 		}
@@ -331,13 +332,13 @@ func TestLive(t *testing.T) {
 	agent := nomadtest.Start(t, "")
 	d := &Doctor{Config: testConfig(nil), KubeErr: errors.New("none"), Nomad: agent.Client}
 	r := d.Run(t.Context())
-	expect(t, r, "template nomad_retry attempts", Fail, "attempts = 0")
-	expect(t, r, "template max_stale", Fail, `max_stale = "0s"`)
-	expect(t, r, "gc_max_allocs", Warn, "1000")
-	expect(t, r, "event_buffer_size", Warn, "20000")
-	expect(t, r, "namespace", OK, "default")
-	expect(t, r, "token", Warn, "ACLs are off")
-	expect(t, r, "plan a job (submit-job)", OK, "")
+	expect(t, r, "template nomad_retry attempts", report.Fail, "attempts = 0")
+	expect(t, r, "template max_stale", report.Fail, `max_stale = "0s"`)
+	expect(t, r, "gc_max_allocs", report.Warn, "1000")
+	expect(t, r, "event_buffer_size", report.Warn, "20000")
+	expect(t, r, "namespace", report.OK, "default")
+	expect(t, r, "token", report.Warn, "ACLs are off")
+	expect(t, r, "plan a job (submit-job)", report.OK, "")
 	var text, js bytes.Buffer
 	if err := errors.Join(r.WriteText(&text), r.WriteJSON(&js)); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/node"
 )
 
@@ -20,7 +21,7 @@ const (
 	applyRBAC    = "kubectl apply -f deploy/kubernetes/rbac.yaml"
 )
 
-func (d *Doctor) kubernetes(ctx context.Context, r *Report) {
+func (d *Doctor) kubernetes(ctx context.Context, r *report.Report) {
 	if d.Kube == nil {
 		d.noAPIServer(r, d.KubeErr)
 		return
@@ -30,18 +31,18 @@ func (d *Doctor) kubernetes(ctx context.Context, r *Report) {
 		d.noAPIServer(r, err)
 		return
 	}
-	r.add(skew(node.KubeletVersion(""), v.GitVersion))
+	r.Add(skew(node.KubeletVersion(""), v.GitVersion))
 	d.permissions(ctx, r)
 	d.runtimeClasses(ctx, r)
 	d.storage(ctx, r)
 }
 
-func (d *Doctor) noAPIServer(r *Report, err error) {
+func (d *Doctor) noAPIServer(r *report.Report, err error) {
 	found := "no API server"
 	if err != nil {
 		found = err.Error()
 	}
-	r.add(Check{Where: atKubernetes, What: "API server", Result: Fail, Found: found,
+	r.Add(report.Check{Where: atKubernetes, What: "API server", Result: report.Fail, Found: found,
 		Breaks: "everything: there is no cluster to join",
 		Remedy: "set KUBECONFIG, or kubeconfig in the configuration, and try: kubectl version"})
 }
@@ -50,17 +51,17 @@ var minorVersion = regexp.MustCompile(`^v?1\.(\d+)`)
 
 // skew applies Kubernetes' policy: a kubelet may be up to three minor versions
 // older than the API server, and not newer.
-func skew(ours, server string) Check {
-	c := Check{Where: atKubernetes, What: "API server", Result: OK, Found: server}
+func skew(ours, server string) report.Check {
+	c := report.Check{Where: atKubernetes, What: "API server", Result: report.OK, Found: server}
 	a, b := minorVersion.FindStringSubmatch(ours), minorVersion.FindStringSubmatch(server)
 	if a == nil || b == nil {
-		c.Result, c.Breaks = Unknown, "the versions cannot be compared: "+ours+" and "+server
+		c.Result, c.Breaks = report.Unknown, "the versions cannot be compared: "+ours+" and "+server
 		return c
 	}
 	mine, _ := strconv.Atoi(a[1])
 	theirs, _ := strconv.Atoi(b[1])
 	if d := theirs - mine; d < 0 || d > 3 {
-		c.Result = Warn
+		c.Result = report.Warn
 		c.Breaks = fmt.Sprintf("nomad-kubelet is built for Kubernetes 1.%d; supported are API servers 1.%d to 1.%d", mine, mine, mine+3)
 		c.Remedy = "use the release of nomad-kubelet that fits the cluster"
 	}
@@ -69,7 +70,7 @@ func skew(ours, server string) Check {
 
 // permissions asks for each rule that the daemon needs, as whoever runs the
 // doctor.
-func (d *Doctor) permissions(ctx context.Context, r *Report) {
+func (d *Doctor) permissions(ctx context.Context, r *report.Report) {
 	granted := 0
 	for _, p := range permissions {
 		var denied []string
@@ -86,21 +87,21 @@ func (d *Doctor) permissions(ctx context.Context, r *Report) {
 		what := "may " + strings.Join(p.verbs, ", ") + " " + p.String()
 		switch {
 		case failed != nil:
-			r.add(Check{Where: atKubernetes, What: what, Result: Unknown, Found: failed.Error(), Breaks: p.breaks,
+			r.Add(report.Check{Where: atKubernetes, What: what, Result: report.Unknown, Found: failed.Error(), Breaks: p.breaks,
 				Remedy: "kubectl auth can-i --list --as system:serviceaccount:kube-system:nomad-kubelet"})
 		case len(denied) > 0:
-			res := Warn
+			res := report.Warn
 			if p.vital {
-				res = Fail
+				res = report.Fail
 			}
-			r.add(Check{Where: atKubernetes, What: what, Result: res, Found: "denied: " + strings.Join(denied, ", "),
+			r.Add(report.Check{Where: atKubernetes, What: what, Result: res, Found: "denied: " + strings.Join(denied, ", "),
 				Breaks: p.breaks, Remedy: applyRBAC})
 		default:
 			granted++
 		}
 	}
 	if granted == len(permissions) {
-		r.ok(atKubernetes, "permissions", fmt.Sprintf("all %d rules that nomad-kubelet needs are granted to this account", granted))
+		r.OK(atKubernetes, "permissions", fmt.Sprintf("all %d rules that nomad-kubelet needs are granted to this account", granted))
 	}
 }
 
@@ -133,7 +134,7 @@ func (d *Doctor) may(ctx context.Context, p permission, verb string) (bool, erro
 }
 
 // runtimeClasses looks for the object of every row of the driver tables.
-func (d *Doctor) runtimeClasses(ctx context.Context, r *Report) {
+func (d *Doctor) runtimeClasses(ctx context.Context, r *report.Report) {
 	names := map[string]bool{}
 	for _, n := range d.Config.VirtualNodes {
 		for class := range n.Runtimes {
@@ -152,13 +153,13 @@ func (d *Doctor) runtimeClasses(ctx context.Context, r *Report) {
 		_, err := d.Kube.NodeV1().RuntimeClasses().Get(ctx, name, metav1.GetOptions{})
 		switch {
 		case err == nil:
-			r.ok(atKubernetes, what, "exists")
+			r.OK(atKubernetes, what, "exists")
 		case apierrors.IsNotFound(err):
-			r.add(Check{Where: atKubernetes, What: what, Result: Warn, Found: "does not exist",
+			r.Add(report.Check{Where: atKubernetes, What: what, Result: report.Warn, Found: "does not exist",
 				Breaks: "pods with runtimeClassName " + name + " are rejected by the API server",
 				Remedy: "kubectl apply -f deploy/kubernetes/runtimeclass.yaml"})
 		default:
-			r.add(Check{Where: atKubernetes, What: what, Result: Unknown, Found: err.Error(),
+			r.Add(report.Check{Where: atKubernetes, What: what, Result: report.Unknown, Found: err.Error(),
 				Breaks: "pods with runtimeClassName " + name + " may be rejected by the API server",
 				Remedy: "kubectl get runtimeclass " + name})
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -29,7 +30,7 @@ func status(err error) int {
 
 // virtualNodes checks that what each of them stands for exists, and returns
 // the clients to look at.
-func (d *Doctor) virtualNodes(ctx context.Context, r *Report) []poolClient {
+func (d *Doctor) virtualNodes(ctx context.Context, r *report.Report) []poolClient {
 	var out []poolClient
 	seen := map[string]bool{}
 	for _, vn := range d.Config.VirtualNodes {
@@ -39,7 +40,7 @@ func (d *Doctor) virtualNodes(ctx context.Context, r *Report) []poolClient {
 		clients, err := d.clients(ctx, vn)
 		d.pool(ctx, r, where, vn, len(clients))
 		if err != nil {
-			r.add(Check{Where: where, What: "clients", Result: Unknown, Found: err.Error(), Remedy: "nomad node status"})
+			r.Add(report.Check{Where: where, What: "clients", Result: report.Unknown, Found: err.Error(), Remedy: "nomad node status"})
 			continue
 		}
 		d.placeable(r, where, vn, clients)
@@ -55,42 +56,42 @@ func (d *Doctor) virtualNodes(ctx context.Context, r *Report) []poolClient {
 	return out
 }
 
-func (d *Doctor) namespace(ctx context.Context, r *Report, where, ns string) {
+func (d *Doctor) namespace(ctx context.Context, r *report.Report, where, ns string) {
 	q, stop := query(ctx, "")
 	defer stop()
 	_, _, err := d.Nomad.Namespaces().Info(ns, q)
 	switch {
 	case err == nil:
-		r.ok(where, "namespace", ns)
+		r.OK(where, "namespace", ns)
 	case status(err) == http.StatusNotFound:
-		r.add(Check{Where: where, What: "namespace", Result: Fail, Found: fmt.Sprintf("Nomad has no namespace %q", ns),
+		r.Add(report.Check{Where: where, What: "namespace", Result: report.Fail, Found: fmt.Sprintf("Nomad has no namespace %q", ns),
 			Breaks: "every pod of this node", Remedy: "nomad namespace apply " + ns})
 	default:
-		r.add(Check{Where: where, What: "namespace", Result: Unknown, Found: err.Error(), Remedy: "nomad namespace status " + ns})
+		r.Add(report.Check{Where: where, What: "namespace", Result: report.Unknown, Found: err.Error(), Remedy: "nomad namespace status " + ns})
 	}
 }
 
 // pool takes a right of its own to read; its clients tell enough.
-func (d *Doctor) pool(ctx context.Context, r *Report, where string, vn config.VirtualNode, clients int) {
+func (d *Doctor) pool(ctx context.Context, r *report.Report, where string, vn config.VirtualNode, clients int) {
 	q, stop := query(ctx, "")
 	defer stop()
 	_, _, err := d.Nomad.NodePools().Info(vn.NodePool, q)
 	switch {
 	case err == nil || clients > 0:
-		r.ok(where, "node pool", vn.NodePool)
+		r.OK(where, "node pool", vn.NodePool)
 	case status(err) == http.StatusNotFound:
-		r.add(Check{Where: where, What: "node pool", Result: Fail, Found: fmt.Sprintf("Nomad has no node pool %q", vn.NodePool),
+		r.Add(report.Check{Where: where, What: "node pool", Result: report.Fail, Found: fmt.Sprintf("Nomad has no node pool %q", vn.NodePool),
 			Breaks: "the node is NotReady and every pod of it is refused",
 			Remedy: fmt.Sprintf("correct nodePool of virtual node %s, or: printf 'node_pool \"%s\" {}' | nomad node pool apply -", vn.Name, vn.NodePool)})
 	default:
-		r.add(Check{Where: where, What: "node pool", Result: Unknown, Found: err.Error(), Remedy: "nomad node pool info " + vn.NodePool})
+		r.Add(report.Check{Where: where, What: "node pool", Result: report.Unknown, Found: err.Error(), Remedy: "nomad node pool info " + vn.NodePool})
 	}
 }
 
-func (d *Doctor) oversubscription(ctx context.Context, r *Report, where string, vn config.VirtualNode) {
+func (d *Doctor) oversubscription(ctx context.Context, r *report.Report, where string, vn config.VirtualNode) {
 	const what = "memory oversubscription"
 	if vn.MemoryOversubscription != nil {
-		r.ok(where, what, fmt.Sprintf("set to %t in the configuration", *vn.MemoryOversubscription))
+		r.OK(where, what, fmt.Sprintf("set to %t in the configuration", *vn.MemoryOversubscription))
 		return
 	}
 	q, stop := query(ctx, "")
@@ -98,14 +99,14 @@ func (d *Doctor) oversubscription(ctx context.Context, r *Report, where string, 
 	conf, _, err := d.Nomad.Operator().SchedulerGetConfiguration(q)
 	switch {
 	case err != nil:
-		r.add(Check{Where: where, What: what, Result: Unknown, Found: err.Error(), Breaks: "memory limits above requests are not used",
+		r.Add(report.Check{Where: where, What: what, Result: report.Unknown, Found: err.Error(), Breaks: "memory limits above requests are not used",
 			Remedy: "nomad operator scheduler get-config\nand set memoryOversubscription of the virtual node"})
 	case conf.SchedulerConfig == nil || !conf.SchedulerConfig.MemoryOversubscriptionEnabled:
-		r.add(Check{Where: where, What: what, Result: Warn, Found: "off",
+		r.Add(report.Check{Where: where, What: what, Result: report.Warn, Found: "off",
 			Breaks: "pods reserve their memory limit instead of their request, and a VM has no room for qemu's own memory",
 			Remedy: "nomad operator scheduler set-config -memory-oversubscription=true"})
 	default:
-		r.ok(where, what, "on")
+		r.OK(where, what, "on")
 	}
 }
 
@@ -144,7 +145,7 @@ func inDatacenters(dc string, patterns []string) bool {
 
 // placeable counts the clients that can take pods, and those that can take
 // each runtime.
-func (d *Doctor) placeable(r *Report, where string, vn config.VirtualNode, clients []*api.Node) {
+func (d *Doctor) placeable(r *report.Report, where string, vn config.VirtualNode, clients []*api.Node) {
 	ready := 0
 	healthy := map[string]int{}
 	for _, c := range clients {
@@ -159,21 +160,21 @@ func (d *Doctor) placeable(r *Report, where string, vn config.VirtualNode, clien
 		}
 	}
 	if ready == 0 {
-		r.add(Check{Where: where, What: "clients", Result: Fail, Found: fmt.Sprintf("%d in the pool, none ready and eligible", len(clients)),
+		r.Add(report.Check{Where: where, What: "clients", Result: report.Fail, Found: fmt.Sprintf("%d in the pool, none ready and eligible", len(clients)),
 			Breaks: "the node is NotReady, and no pod is scheduled to it",
 			Remedy: fmt.Sprintf("set node_pool = %q in the client block of a Nomad client; nomad node eligibility -enable ID", vn.NodePool)})
 		return
 	}
-	r.ok(where, "clients", fmt.Sprintf("%d of %d ready and eligible", ready, len(clients)))
+	r.OK(where, "clients", fmt.Sprintf("%d of %d ready and eligible", ready, len(clients)))
 	for class, rt := range vn.Runtimes {
 		if healthy[rt.Driver] > 0 {
 			continue
 		}
-		res, pods := Warn, "pods with runtimeClassName "+class
+		res, pods := report.Warn, "pods with runtimeClassName "+class
 		if class == "" {
-			res, pods = Fail, "pods"
+			res, pods = report.Fail, "pods"
 		}
-		r.add(Check{Where: where, What: "driver " + rt.Driver, Result: res, Found: "not healthy on any ready client",
+		r.Add(report.Check{Where: where, What: "driver " + rt.Driver, Result: res, Found: "not healthy on any ready client",
 			Breaks: pods + " stay Pending", Remedy: driverRemedy(rt.Driver)})
 	}
 }
@@ -189,12 +190,12 @@ func driverRemedy(driver string) string {
 }
 
 // companion cannot be looked for: only the clients reach its registry.
-func companion(r *Report, where string, vn config.VirtualNode) {
+func companion(r *report.Report, where string, vn config.VirtualNode) {
 	if vn.CompanionImage != "" {
-		r.ok(where, "companion image", vn.CompanionImage)
+		r.OK(where, "companion image", vn.CompanionImage)
 		return
 	}
-	r.add(Check{Where: where, What: "companion image", Result: Warn, Found: "none",
+	r.Add(report.Check{Where: where, What: "companion image", Result: report.Warn, Found: "none",
 		Breaks: "HTTP, TCP and gRPC probes and HTTP hooks are not run; files of volumes change one by one, and keys neither come nor go",
 		Remedy: "make image, push nomad-kubelet/companion where the clients can pull it, and set virtualNodes[].companionImage"})
 }

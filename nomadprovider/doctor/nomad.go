@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/connect"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 )
 
 const (
@@ -23,14 +24,14 @@ const (
 
 // nomad checks that there is one with a leader, and its region; the rest makes
 // no sense without.
-func (d *Doctor) nomad(ctx context.Context, r *Report) bool {
+func (d *Doctor) nomad(ctx context.Context, r *report.Report) bool {
 	remedy := "set NOMAD_ADDR (and NOMAD_CACERT, NOMAD_TOKEN), or nomad.address in the configuration, and try: nomad server members"
 	if d.Nomad == nil {
 		found := "no address"
 		if d.NomadErr != nil {
 			found = d.NomadErr.Error()
 		}
-		r.add(Check{Where: atNomad, What: "address", Result: Fail, Found: found, Breaks: "everything: there is no Nomad", Remedy: remedy})
+		r.Add(report.Check{Where: atNomad, What: "address", Result: report.Fail, Found: found, Breaks: "everything: there is no Nomad", Remedy: remedy})
 		return false
 	}
 	q, stop := query(ctx, "")
@@ -39,30 +40,30 @@ func (d *Doctor) nomad(ctx context.Context, r *Report) bool {
 	_, err := d.Nomad.Raw().Query("/v1/status/leader", &leader, q)
 	switch {
 	case err == nil && leader != "":
-		r.ok(atNomad, "leader", leader+" (by way of "+d.Nomad.Address()+")")
+		r.OK(atNomad, "leader", leader+" (by way of "+d.Nomad.Address()+")")
 	case err == nil || strings.Contains(err.Error(), "No cluster leader"):
-		r.add(Check{Where: atNomad, What: "leader", Result: Fail, Found: "none",
+		r.Add(report.Check{Where: atNomad, What: "leader", Result: report.Fail, Found: "none",
 			Breaks: "nothing can be started or stopped", Remedy: "nomad operator raft list-peers"})
 		return false
 	default:
-		r.add(Check{Where: atNomad, What: "reachable", Result: Fail, Found: err.Error(), Breaks: "everything: there is no Nomad", Remedy: remedy})
+		r.Add(report.Check{Where: atNomad, What: "reachable", Result: report.Fail, Found: err.Error(), Breaks: "everything: there is no Nomad", Remedy: remedy})
 		return false
 	}
 	d.region(r)
 	return true
 }
 
-func (d *Doctor) region(r *Report) {
+func (d *Doctor) region(r *report.Report) {
 	want := d.Config.Nomad.Region
 	regions, err := d.Nomad.Regions().List()
 	switch {
 	case err != nil:
-		r.add(Check{Where: atNomad, What: "region", Result: Unknown, Found: err.Error(), Remedy: "nomad server members"})
+		r.Add(report.Check{Where: atNomad, What: "region", Result: report.Unknown, Found: err.Error(), Remedy: "nomad server members"})
 	case want != "" && !slices.Contains(regions, want):
-		r.add(Check{Where: atNomad, What: "region", Result: Fail, Found: fmt.Sprintf("there is no region %q, only %s", want, strings.Join(regions, ", ")),
+		r.Add(report.Check{Where: atNomad, What: "region", Result: report.Fail, Found: fmt.Sprintf("there is no region %q, only %s", want, strings.Join(regions, ", ")),
 			Breaks: "every job is refused", Remedy: "correct nomad.region in the configuration"})
 	default:
-		r.ok(atNomad, "region", strings.Join(regions, ", "))
+		r.OK(atNomad, "region", strings.Join(regions, ", "))
 	}
 }
 
@@ -75,7 +76,7 @@ type attempt struct {
 
 // token checks who we are and tries what the daemon does, namespace by
 // namespace.
-func (d *Doctor) token(ctx context.Context, r *Report) {
+func (d *Doctor) token(ctx context.Context, r *report.Report) {
 	if !d.self(ctx, r) {
 		return
 	}
@@ -92,55 +93,55 @@ func (d *Doctor) token(ctx context.Context, r *Report) {
 			what := fmt.Sprintf("%s (%s)", a.what, a.capability)
 			switch {
 			case err == nil:
-				r.ok(atNomad, what, "allowed in namespace "+vn.Namespace)
+				r.OK(atNomad, what, "allowed in namespace "+vn.Namespace)
 			case connect.Denied(err):
-				res := Warn
+				res := report.Warn
 				if a.vital {
-					res = Fail
+					res = report.Fail
 				}
-				r.add(Check{Where: atNomad, What: what, Result: res, Found: "denied in namespace " + vn.Namespace, Breaks: a.breaks, Remedy: applyPolicy})
+				r.Add(report.Check{Where: atNomad, What: what, Result: res, Found: "denied in namespace " + vn.Namespace, Breaks: a.breaks, Remedy: applyPolicy})
 			default:
-				r.add(Check{Where: atNomad, What: what, Result: Unknown, Found: err.Error(), Breaks: a.breaks})
+				r.Add(report.Check{Where: atNomad, What: what, Result: report.Unknown, Found: err.Error(), Breaks: a.breaks})
 			}
 		}
 	}
 }
 
 // self says whose token it is. It is false when the token is no good at all.
-func (d *Doctor) self(ctx context.Context, r *Report) bool {
+func (d *Doctor) self(ctx context.Context, r *report.Report) bool {
 	q, stop := query(ctx, "")
 	defer stop()
 	tok, _, err := d.Nomad.ACLTokens().Self(q)
 	var u api.UnexpectedResponseError
 	switch {
 	case err == nil && tok.Name == aclsDisabled, errors.As(err, &u) && strings.Contains(u.Body(), "ACL support disabled"):
-		r.add(Check{Where: atNomad, What: "token", Result: Warn, Found: "ACLs are off", Breaks: "nothing, but anybody who reaches Nomad may read every Secret that pods use",
+		r.Add(report.Check{Where: atNomad, What: "token", Result: report.Warn, Found: "ACLs are off", Breaks: "nothing, but anybody who reaches Nomad may read every Secret that pods use",
 			Remedy: "set acl { enabled = true } on all Nomad agents, then: nomad acl bootstrap"})
 	case err == nil && tok.Type == "management":
-		r.add(Check{Where: atNomad, What: "token", Result: Warn, Found: "a management token", Breaks: "nothing, but it may do far more than it needs to",
+		r.Add(report.Check{Where: atNomad, What: "token", Result: report.Warn, Found: "a management token", Breaks: "nothing, but it may do far more than it needs to",
 			Remedy: applyPolicy + "\nnomad acl token create -name nomad-kubelet -policy nomad-kubelet"})
 	case err == nil:
-		r.ok(atNomad, "token", fmt.Sprintf("%q with policies %s", tok.Name, strings.Join(tok.Policies, ", ")))
+		r.OK(atNomad, "token", fmt.Sprintf("%q with policies %s", tok.Name, strings.Join(tok.Policies, ", ")))
 		d.policies(q, r, tok)
 	case connect.Denied(err) || errors.As(err, &u) && (u.StatusCode() == http.StatusNotFound || strings.Contains(u.Body(), "signed token")):
 		// Nomad takes what is no UUID for a signed token, and answers 500.
-		r.add(Check{Where: atNomad, What: "token", Result: Fail, Found: "none, or Nomad does not know it", Breaks: "everything",
+		r.Add(report.Check{Where: atNomad, What: "token", Result: report.Fail, Found: "none, or Nomad does not know it", Breaks: "everything",
 			Remedy: applyPolicy + "\nnomad acl token create -name nomad-kubelet -policy nomad-kubelet\nand put its secret into NOMAD_TOKEN or the file nomad.tokenFile"})
 		return false
 	default:
-		r.add(Check{Where: atNomad, What: "token", Result: Unknown, Found: err.Error(), Remedy: "nomad acl token self"})
+		r.Add(report.Check{Where: atNomad, What: "token", Result: report.Unknown, Found: err.Error(), Remedy: "nomad acl token self"})
 	}
 	return true
 }
 
 // policies looks for the capabilities that cannot be tried without a running
 // pod. Policies may be read by the tokens that have them.
-func (d *Doctor) policies(q *api.QueryOptions, r *Report, tok *api.ACLToken) {
+func (d *Doctor) policies(q *api.QueryOptions, r *report.Report, tok *api.ACLToken) {
 	var rules strings.Builder
 	for _, name := range tok.Policies {
 		p, _, err := d.Nomad.ACLPolicies().Info(name, q)
 		if err != nil {
-			r.add(Check{Where: atNomad, What: "policy " + name, Result: Unknown, Found: err.Error(), Remedy: "nomad acl policy info " + name})
+			r.Add(report.Check{Where: atNomad, What: "policy " + name, Result: report.Unknown, Found: err.Error(), Remedy: "nomad acl policy info " + name})
 			return
 		}
 		rules.WriteString(p.Rules)
@@ -154,7 +155,7 @@ func (d *Doctor) policies(q *api.QueryOptions, r *Report, tok *api.ACLToken) {
 		"host-volume-create": "claims of StorageClass nomad-host-volume", "host-volume-delete": "volumes of claims that were deleted",
 	} {
 		if !strings.Contains(rules.String(), `"`+capability+`"`) {
-			r.add(Check{Where: atNomad, What: "capability " + capability, Result: Warn, Found: "not in the token's policies", Breaks: breaks, Remedy: applyPolicy})
+			r.Add(report.Check{Where: atNomad, What: "capability " + capability, Result: report.Warn, Found: "not in the token's policies", Breaks: breaks, Remedy: applyPolicy})
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package doctor
+package report
 
 import (
 	"encoding/json"
@@ -38,10 +38,12 @@ type Report struct {
 	Checks []Check `json:"checks"`
 }
 
-func (r *Report) add(c Check) { r.Checks = append(r.Checks, c) }
+// Add takes checks in.
+func (r *Report) Add(c ...Check) { r.Checks = append(r.Checks, c...) }
 
-func (r *Report) ok(where, what, found string) {
-	r.add(Check{Where: where, What: what, Result: OK, Found: found})
+// OK takes in a check that found nothing wrong.
+func (r *Report) OK(where, what, found string) {
+	r.Add(Check{Where: where, What: what, Result: OK, Found: found})
 }
 
 // Count tells how many checks ended so.
