@@ -23,6 +23,7 @@ var permissions = []permission{
 	{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"get", "list", "watch"}, breaks: "claims of StorageClass nomad-host-volume stay unbound"},
 	{group: "storage.k8s.io", resource: "csidrivers", verbs: []string{"get"}, breaks: "whether the driver's object is there is not known"},
 	{resource: "services", verbs: []string{"get", "list", "watch"}, breaks: "pods get no environment variables of services"},
+	{group: "networking.k8s.io", resource: "networkpolicies", verbs: []string{"list", "watch"}, breaks: "pods are not told of NetworkPolicies that select them, which are not enforced"},
 	{resource: "serviceaccounts", sub: "token", verbs: []string{"create"}, breaks: "pods with a service account's token do not start", vital: true},
 	{group: "authentication.k8s.io", resource: "tokenreviews", verbs: []string{"create"}, breaks: "kubectl logs and exec are refused"},
 	{group: "authorization.k8s.io", resource: "subjectaccessreviews", verbs: []string{"create"}, breaks: "kubectl logs and exec are refused"},

@@ -72,6 +72,7 @@ type Controller struct {
 	informers []cache.SharedIndexInformer
 	services  corelisters.ServiceLister
 	factory   informers.SharedInformerFactory
+	policies  *policies
 	nodes     map[string]Node
 	life      context.Context // the watches of objects end with it
 
@@ -168,6 +169,7 @@ func New(o Options) *Controller {
 	c.prober = prober.New(prober.Options{Exec: o.Exec, Clock: o.Clock, Agent: o.ProbeAgent, Log: o.Log.Named("probes"), Report: c.reported, Made: c.attempted})
 	c.factory = informers.NewSharedInformerFactory(o.Kube, 0)
 	c.services = c.factory.Core().V1().Services().Lister()
+	c.policies = newPolicies(c)
 	return c
 }
 
@@ -226,7 +228,10 @@ func (c *Controller) podInformer(node string) cache.SharedIndexInformer {
 		cache.NamespaceIndex: cache.MetaNamespaceIndexFunc,
 	})
 	_, _ = inf.AddEventHandler(cache.ResourceEventHandlerFuncs{ // fails only on a stopped informer
-		AddFunc: func(x any) { c.enqueue(x.(*corev1.Pod).UID) },
+		AddFunc: func(x any) {
+			c.enqueue(x.(*corev1.Pod).UID)
+			c.policies.enqueue(x.(*corev1.Pod).UID)
+		},
 		UpdateFunc: func(old, x any) {
 			// A pod of the same name may have taken the other's place between
 			// two lists.
@@ -235,6 +240,7 @@ func (c *Controller) podInformer(node string) cache.SharedIndexInformer {
 			}
 			c.tellImages(old.(*corev1.Pod), x.(*corev1.Pod))
 			if c.metadataChanged(old.(*corev1.Pod), x.(*corev1.Pod)) {
+				c.policies.enqueue(x.(*corev1.Pod).UID)
 				c.changed(x.(*corev1.Pod).UID)
 				return
 			}
@@ -255,6 +261,7 @@ func (c *Controller) metadataChanged(a, b *corev1.Pod) bool {
 func (c *Controller) podDeleted(x any) {
 	switch x := x.(type) {
 	case *corev1.Pod:
+		c.policies.enqueue(x.UID)
 		namespace, driver := c.nodes[x.Spec.NodeName].Profile().Namespace, c.driver(x)
 		c.with(x.UID, func(s *podState) {
 			s.gone, s.grace, s.namespace, s.driver = true, x.DeletionGracePeriodSeconds, namespace, driver
@@ -264,6 +271,7 @@ func (c *Controller) podDeleted(x any) {
 	case cache.DeletedFinalStateUnknown:
 		if pod, ok := x.Obj.(*corev1.Pod); ok {
 			c.enqueue(pod.UID)
+			c.policies.enqueue(pod.UID)
 		}
 	}
 }
@@ -295,6 +303,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	for _, uid := range c.cache.UIDs() {
 		c.queue.Add(uid)
 	}
+	wg.Go(func() { c.policies.run(ctx) })
 	if err := c.sweep(ctx); err != nil {
 		c.Log.Warn("Variables of pods that are gone may be left", "error", err)
 	}
