@@ -32,6 +32,6 @@ func newRootCommand() *cobra.Command {
 		Version:       version,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newAgentCommand(), newStatusCommand(), newFabricCommand(), newRemoveCommand())
+	root.AddCommand(newAgentCommand(), newStatusCommand(), newFabricCommand(), newRemoveCommand(), newDoctorCommand())
 	return root
 }

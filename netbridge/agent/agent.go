@@ -312,7 +312,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	if err := a.id.Validate(); err != nil {
 		return fmt.Errorf("node.id: %w", err)
 	}
-	if a.endpoint, err = endpoint(c.Node.Endpoint); err != nil {
+	if a.endpoint, err = Endpoint(c.Node.Endpoint); err != nil {
 		return err
 	}
 	if c.Node.Kind == fabric.KindNomad {

@@ -132,9 +132,9 @@ func (a *Agent) count() {
 	}
 }
 
-// endpoint is the configured address, or the one by which this machine reaches
+// Endpoint is the configured address, or the one by which this machine reaches
 // others.
-func endpoint(configured string) (netip.Addr, error) {
+func Endpoint(configured string) (netip.Addr, error) {
 	if configured != "" {
 		return netip.ParseAddr(configured)
 	}

@@ -42,6 +42,9 @@ type List struct {
 	Index  uint64
 }
 
+// ErrNoRecord is in what a list lacks that is whole but for the node that asks.
+var ErrNoRecord = errors.New("is missing")
+
 // Watcher follows what the nodes of a fabric announce.
 type Watcher struct {
 	Registry *Registry
@@ -170,7 +173,7 @@ func (w *Watcher) read(pairs api.KVPairs, meta *api.QueryMeta) List {
 	case !kept:
 		l.Incomplete = fmt.Errorf("%s%s is missing", w.Registry.prefix, sentinel)
 	case !own:
-		l.Incomplete = fmt.Errorf("this node's own record, nodes/%s, is missing", w.Self)
+		l.Incomplete = fmt.Errorf("this node's own record, nodes/%s, %w", w.Self, ErrNoRecord)
 	case len(l.Broken) > 0:
 		l.Incomplete = fmt.Errorf("%d records cannot be read", len(l.Broken))
 	}

@@ -347,6 +347,9 @@ func TestOnNomad(t *testing.T) {
 			t.Errorf("the agent is %s, the client %s", st.ID, n.host.id)
 		}
 	}
+	if r := one.host.doctor(t); !slices.Equal(failed(r), []string{"network cni/netbridge"}) {
+		t.Errorf("before SIGHUP: %+v", r)
+	}
 	began := time.Now()
 	for _, n := range []*nomad{one, two} {
 		n.hangup(t)
@@ -355,6 +358,11 @@ func TestOnNomad(t *testing.T) {
 	t.Logf("allocations that waited run %s after their clients were told to look for the network", time.Since(began))
 	p := k8s.pod()
 	meet(t, p, web)
+	for _, n := range []*nomad{one, two} {
+		if r := n.host.doctor(t); len(failed(r)) > 0 {
+			t.Errorf("%s, which is well: %+v", n.host.Name, r)
+		}
+	}
 	after := restart(t, one, two, web)
 	meet(t, p, after)
 	one.addTimes(t)

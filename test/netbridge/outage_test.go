@@ -80,8 +80,12 @@ func newACLBed(t *testing.T) *aclBed {
 	}
 	b.policy = policy
 	b.newToken()
-	b.populate(func(c map[string]any) { c["consul"].(map[string]any)["tokenFile"] = b.tokenFile })
+	b.populate(b.withToken)
 	return b
+}
+
+func (b *aclBed) withToken(config map[string]any) {
+	config["consul"].(map[string]any)["tokenFile"] = b.tokenFile
 }
 
 // newToken writes a token of the agents' policy into their file.

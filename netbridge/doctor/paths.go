@@ -1,0 +1,91 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
+)
+
+const (
+	// mostPaths is how many peers are asked, answerTime how long each has.
+	mostPaths  = 20
+	answerTime = 2 * time.Second
+	// closedPort is tcpmux, which nobody serves: a refusal is an answer.
+	closedPort = 1
+)
+
+// path is what came of calling a peer through the overlay.
+type path struct {
+	id   fabric.ID
+	node fabric.Node
+	took time.Duration
+	err  error
+}
+
+// paths are those that were tried, of so many peers.
+type paths struct {
+	tried []path
+	all   int
+}
+
+// ask calls peers at their overlay addresses, all at once.
+func ask(ctx context.Context, peers map[fabric.ID]fabric.Node) paths {
+	ids := slices.Sorted(maps.Keys(peers))
+	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	ids = ids[:min(mostPaths, len(ids))]
+	slices.Sort(ids)
+	out := paths{make([]path, len(ids)), len(peers)}
+	var wg sync.WaitGroup
+	for i, id := range ids {
+		wg.Go(func() {
+			began := time.Now()
+			err := call(ctx, peers[id].Host)
+			out.tried[i] = path{id, peers[id], time.Since(began), err}
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+func call(ctx context.Context, host netip.Addr) error {
+	c, err := (&net.Dialer{Timeout: answerTime}).DialContext(ctx, "tcp4", netip.AddrPortFrom(host, closedPort).String())
+	if err == nil {
+		return c.Close()
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil
+	}
+	return err
+}
+
+func judgePaths(p paths, s fabric.Settings) []report.Check {
+	var r report.Report
+	answered, longest := 0, time.Duration(0)
+	for _, x := range p.tried {
+		if x.err != nil {
+			r.Add(report.Check{Where: atPeers, What: "path to " + string(x.id), Result: report.Fail,
+				Found:  fmt.Sprintf("no answer from %s, which is behind %s: %v", x.node.Host, x.node.Endpoint, x.err),
+				Breaks: "pods here and there do not reach each other",
+				Remedy: fmt.Sprintf("here and there: iptables -I INPUT -p udp --dport %d -j ACCEPT, and what is between them (security groups), both ways; "+
+					"there: netbridge status must have this node among its peers, and see its packets come from its endpoint", s.Port)})
+			continue
+		}
+		answered++
+		longest = max(longest, x.took)
+	}
+	if answered > 0 {
+		r.OK(atPeers, "paths", fmt.Sprintf("%d of %d peers answer, the last after %s", answered, p.all, longest.Round(100*time.Microsecond)))
+	}
+	return r.Checks
+}
