@@ -5,10 +5,12 @@ import (
 	"os"
 	"strings"
 
-	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/connect"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/logging"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/agent"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 )
@@ -38,7 +40,7 @@ func runAgent(cmd *cobra.Command, file string) error {
 	if err != nil {
 		return err
 	}
-	log := hclog.New(&hclog.LoggerOptions{Name: "netbridge", Level: hclog.LevelFromString(cfg.LogLevel), JSONFormat: cfg.LogFormat == "json", Output: os.Stderr})
+	log := logging.Named("netbridge", os.Stderr, cfg.LogLevel, cfg.LogFormat)
 	consul, err := cfg.Consul.Client()
 	if err != nil {
 		return err
@@ -49,7 +51,21 @@ func runAgent(cmd *cobra.Command, file string) error {
 			return err
 		}
 	}
+	if cfg.Node.Name != "" {
+		if a.Kube, err = connectKubernetes(cfg.Kubernetes); err != nil {
+			return err
+		}
+	}
 	return a.Run(cmd.Context())
+}
+
+func connectKubernetes(k agent.Kubernetes) (kubernetes.Interface, error) {
+	c, err := connect.Kubernetes(k.Kubeconfig, version)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes.kubeconfig: %w", err)
+	}
+	c.UserAgent = "netbridge/" + version
+	return kubernetes.NewForConfig(c)
 }
 
 func connectNomad(n agent.Nomad) (*nomadapi.Client, error) {

@@ -15,7 +15,12 @@ key_prefix "netbridge/v1/default/hosts/" {
   policy = "write"
 }
 
-# "netbridge/v1/default/nodes/k8s/" for the agents of Kubernetes nodes.
+# "nodes/k8s/" and "seen/k8s/" for the agents of Kubernetes nodes.
 key_prefix "netbridge/v1/default/nodes/nomad/" {
+  policy = "write"
+}
+
+# It says every five minutes that it lives.
+key_prefix "netbridge/v1/default/seen/nomad/" {
   policy = "write"
 }

@@ -11,11 +11,18 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// New makes the process's logger. level is one of hclog's names; format is
+// New makes nomad-kubelet's logger. level is one of hclog's names; format is
 // text or json.
 func New(w io.Writer, level, format string) hclog.Logger {
+	l := Named("nomad-kubelet", w, level, format)
+	vklog.L = &vk{l.Named("virtual-kubelet")}
+	return l
+}
+
+// Named makes the logger of a process of that name, klog's lines included.
+func Named(name string, w io.Writer, level, format string) hclog.Logger {
 	l := hclog.New(&hclog.LoggerOptions{
-		Name:       "nomad-kubelet",
+		Name:       name,
 		Level:      hclog.LevelFromString(level),
 		JSONFormat: format == "json",
 		Output:     w,
@@ -24,7 +31,6 @@ func New(w io.Writer, level, format string) hclog.Logger {
 	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(flags)
 	_ = flags.Set("v", strconv.Itoa(verbosity(l.GetLevel()))) // fails only on what is no number
-	vklog.L = &vk{l.Named("virtual-kubelet")}
 	return l
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/cniconf"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
@@ -43,7 +44,9 @@ type Agent struct {
 	Config *Config
 	Consul *consulapi.Client
 	// Nomad may be nil: then lost addresses are not collected.
-	Nomad   *nomadapi.Client
+	Nomad *nomadapi.Client
+	// Kube is asked for the Node called node.name; nil where there is none.
+	Kube    kubernetes.Interface
 	Version string
 	Log     hclog.Logger
 
@@ -65,7 +68,9 @@ type Agent struct {
 	reclaim chan string
 	// assumed says that Nomad has not told id yet.
 	assumed bool
-	offers  offers
+	// told are the ranges of the Node's pods, once the API server has answered.
+	told   atomic.Pointer[[]netip.Prefix]
+	offers offers
 
 	// What follows is the loop's own.
 	state    peers.State
@@ -86,8 +91,8 @@ type Agent struct {
 }
 
 // Run returns when ctx ends, at once when the machine lacks what is needed, and
-// when Nomad turns out to call the client otherwise than the last time. It leaves
-// device, routes and rules in place.
+// when this turns out to be another node than it was taken for. It leaves device,
+// routes and rules in place.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -117,6 +122,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	go a.watchRules(ctx)
+	if a.Kube != nil {
+		a.followNode(ctx, stop)
+	}
 	go a.claim(ctx, a.state.Own)
 	w := &registry.Watcher{Registry: a.registry, Self: a.id, Health: a.healthy, Handle: func(l registry.List) {
 		select {
@@ -137,7 +145,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.loop(ctx)
 	a.Log.Info("ends; device, routes and rules stay")
-	if err := context.Cause(ctx); errors.Is(err, errRenamed) {
+	if err := context.Cause(ctx); errors.Is(err, errRenamed) || errors.Is(err, errAnew) {
 		return err
 	}
 	return nil
@@ -304,7 +312,12 @@ func (a *Agent) prepare(ctx context.Context) error {
 	name := c.Node.ID
 	if name == "" {
 		last := peers.LastID(filepath.Join(c.StateDir, peersFile))
-		if name, err = a.nomadID(ctx, last); err != nil {
+		if a.Kube != nil {
+			name, err = a.nodeUID(ctx, last)
+		} else {
+			name, err = a.nomadID(ctx, last)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -24,6 +24,8 @@ const (
 	retry = 2 * time.Second
 	// claimTimeout bounds one attempt.
 	claimTimeout = 15 * time.Second
+	// seenInterval is how often the record says that this node lives.
+	seenInterval = 5 * time.Minute
 )
 
 // claimed is what an attempt came to.
@@ -72,7 +74,12 @@ func (a *Agent) claimOnce(ctx context.Context, own fabric.Node) (c claimed) {
 	if c.settings, c.err = a.registry.Settings(ctx); c.err != nil {
 		return c
 	}
-	q := registry.Request{ID: a.id, Settings: c.settings, PodCIDRs: a.Config.Node.PodCIDRs, Endpoint: a.endpoint, HeldHost: own.Host}
+	q := registry.Request{ID: a.id, Settings: c.settings, Endpoint: a.endpoint, HeldHost: own.Host}
+	if a.store == nil {
+		if q.PodCIDRs, c.err = a.ranges(own); c.err != nil {
+			return c
+		}
+	}
 	if q.MTU, c.err = vxlan.UnderlayMTU(a.endpoint); c.err != nil {
 		return c
 	}
@@ -82,8 +89,18 @@ func (a *Agent) claimOnce(ctx context.Context, own fabric.Node) (c claimed) {
 			return c
 		}
 	}
-	c.own, c.err = a.registry.Claim(ctx, q)
+	if c.own, c.err = a.registry.Claim(ctx, q); c.err == nil {
+		a.saySeen(ctx)
+	}
 	return c
+}
+
+// saySeen writes that this node lives, from time to time, and anew when Consul has
+// lost it. A failure changes nothing here: who takes it for gone waits for a day.
+func (a *Agent) saySeen(ctx context.Context) {
+	if err := a.registry.Seen(ctx, a.id, seenInterval); err != nil {
+		a.Log.Warn("cannot tell that this node lives (has the token's policy seen/?)", "error", err)
+	}
 }
 
 // wants asks for one block more when nine tenths are used.

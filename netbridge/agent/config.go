@@ -15,6 +15,9 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 )
 
+// nodeNameEnv is what a DaemonSet sets to spec.nodeName.
+const nodeNameEnv = "NODE_NAME"
+
 // Config is the file given to netbridge agent --config.
 type Config struct {
 	// Fabric is the pod network's name, a part of every key in Consul.
@@ -22,8 +25,10 @@ type Config struct {
 	Node   Node   `json:"node"`
 	Consul Consul `json:"consul,omitempty"`
 	Nomad  Nomad  `json:"nomad,omitempty"`
-	CNI    CNI    `json:"cni,omitempty"`
-	DNS    DNS    `json:"dns,omitempty"`
+	// Kubernetes is asked for the Node called node.name.
+	Kubernetes Kubernetes `json:"kubernetes,omitempty"`
+	CNI        CNI        `json:"cni,omitempty"`
+	DNS        DNS        `json:"dns,omitempty"`
 	// StateDir keeps the peers file and the address store over a restart of the
 	// machine.
 	StateDir string `json:"stateDir,omitempty"`
@@ -41,12 +46,15 @@ type Config struct {
 type Node struct {
 	// Kind is nomad or k8s.
 	Kind string `json:"kind"`
-	// ID is the Nomad client's node ID, or the Node's UID. Empty on a Nomad client:
-	// asked of the Nomad agent.
+	// ID is the Nomad client's node ID, or the Node's UID. Empty: asked of the Nomad
+	// agent, or of the API server.
 	ID string `json:"id,omitempty"`
+	// Name is the Node's, whose UID and ranges the API server tells; empty: the
+	// environment's NODE_NAME.
+	Name string `json:"name,omitempty"`
 	// Endpoint is the address in the underlay; empty: that of the default route.
 	Endpoint string `json:"endpoint,omitempty"`
-	// PodCIDRs are a Kubernetes node's own.
+	// PodCIDRs are a Kubernetes node's own; empty: its spec.podCIDRs.
 	PodCIDRs []netip.Prefix `json:"podCIDRs,omitempty"`
 	// Blocks is how many a Nomad client claims.
 	Blocks int `json:"blocks,omitempty"`
@@ -70,6 +78,12 @@ type Nomad struct {
 	Disabled  bool   `json:"disabled,omitempty"`
 	Address   string `json:"address,omitempty"`
 	TokenFile string `json:"tokenFile,omitempty"`
+}
+
+// Kubernetes says how to reach the API server.
+type Kubernetes struct {
+	// Kubeconfig is a file; empty: KUBECONFIG, then the pod's own account.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
 }
 
 // CNI is the network that allocations join.
@@ -136,6 +150,9 @@ func (c *Config) Complete() {
 	def(&c.DNS.ConsulDomain, "consul")
 	def(&c.DNS.ConsulAddress, "127.0.0.1:8600")
 	def(&c.CNI.Bridge, "nbr0")
+	if c.Node.Kind == fabric.KindK8s && c.Node.ID == "" {
+		def(&c.Node.Name, os.Getenv(nodeNameEnv))
+	}
 	if c.Node.Kind == fabric.KindNomad {
 		def(&c.Node.Blocks, 1)
 		def(&c.CNI.ConfigDir, "/opt/cni/config")
@@ -161,15 +178,20 @@ func (c *Config) Validate() error {
 		if len(c.Node.PodCIDRs) > 0 {
 			bad("node.podCIDRs: a Nomad client claims its blocks, only a Kubernetes node has ranges of its own")
 		}
+		if c.Node.Name != "" {
+			bad("node.name: a Nomad client's ID is asked of Nomad, only a Kubernetes node has a name")
+		}
 		if c.Node.Blocks < 1 {
 			bad("node.blocks: %d is not at least 1", c.Node.Blocks)
 		}
 	case fabric.KindK8s:
-		if c.Node.ID == "" {
-			bad("node.id: a Kubernetes node needs its UID (kubectl get node NAME -o jsonpath={.metadata.uid})")
-		}
-		if len(c.Node.PodCIDRs) == 0 {
-			bad("node.podCIDRs: a Kubernetes node needs the ranges of its pods (kubectl get node NAME -o jsonpath={.spec.podCIDRs})")
+		switch {
+		case c.Node.ID == "" && c.Node.Name == "":
+			bad("node.name: give the Node's name, or %s in the environment, or the Node's UID as node.id", nodeNameEnv)
+		case c.Node.ID != "" && c.Node.Name != "":
+			bad("node.id: the API server tells the UID of the Node called node.name: give one of the two")
+		case c.Node.ID != "" && len(c.Node.PodCIDRs) == 0:
+			bad("node.podCIDRs: with node.id nobody is asked for the ranges of its pods: give them, or node.name in place of the ID")
 		}
 		if c.Node.Blocks != 0 {
 			bad("node.blocks: only a Nomad client claims blocks")

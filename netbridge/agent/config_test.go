@@ -27,13 +27,32 @@ func TestSmallestConfigurations(t *testing.T) {
 	if _, err := load(t, "node: {kind: k8s, id: 6f1d, podCIDRs: [10.244.1.0/24]}"); err != nil {
 		t.Error(err)
 	}
+	if c, err := load(t, "node: {kind: k8s, name: a}\nkubernetes: {kubeconfig: /etc/k}"); err != nil || c.Node.Name != "a" || c.Kubernetes.Kubeconfig != "/etc/k" {
+		t.Errorf("%+v %v", c, err)
+	}
+}
+
+func TestTheNodesNameComesFromTheEnvironment(t *testing.T) {
+	t.Setenv(nodeNameEnv, "worker-1")
+	for text, want := range map[string]string{
+		"node: {kind: k8s}":                                      "worker-1",
+		"node: {kind: k8s, name: own}":                           "own",
+		"node: {kind: k8s, id: 6f1d, podCIDRs: [10.244.1.0/24]}": "",
+		"node: {kind: nomad}":                                    "",
+	} {
+		if c, err := load(t, text); err != nil || c.Node.Name != want {
+			t.Errorf("%s: want %q, got %+v %v", text, want, c, err)
+		}
+	}
 }
 
 func TestWrongKeysAreNamed(t *testing.T) {
 	for text, want := range map[string]string{
 		"node: {kind: vm}": `node.kind: "vm" is neither nomad nor k8s`,
-		"node: {kind: k8s, podCIDRs: [10.244.1.0/24]}":               "node.id: a Kubernetes node needs its UID",
-		"node: {kind: k8s, id: a}":                                   "node.podCIDRs: a Kubernetes node needs",
+		"node: {kind: k8s, podCIDRs: [10.244.1.0/24]}":               "node.name: give the Node's name",
+		"node: {kind: k8s, id: a}":                                   "node.podCIDRs: with node.id nobody is asked",
+		"node: {kind: k8s, id: a, name: b, podCIDRs: [1.0.0.0/8]}":   "node.id: the API server tells",
+		"node: {kind: nomad, name: b}":                               "node.name: a Nomad client's ID",
 		"node: {kind: nomad, podCIDRs: [10.244.1.0/24]}":             "node.podCIDRs: a Nomad client claims",
 		"node: {kind: nomad, endpoint: here}":                        `node.endpoint: "here" is no IPv4 address`,
 		"node: {kind: nomad, blocks: -1}":                            "node.blocks: -1",

@@ -5,6 +5,7 @@
 //	netbridge/v1/<fabric>/hosts/10.78.0.17       whose overlay address it is
 //	netbridge/v1/<fabric>/nodes/.keep            makes an empty list tell itself from a lost one
 //	netbridge/v1/<fabric>/nodes/<kind>/<id>      what a node announces
+//	netbridge/v1/<fabric>/seen/<kind>/<id>       when its agent last said that it lives; not watched
 //
 // Ownership is permanent: a claim is made by check-and-set and never expires,
 // because an expired claim whose owner still has pods is an address given out

@@ -17,6 +17,7 @@ import (
 const (
 	root     = "netbridge/v1/"
 	sentinel = "nodes/.keep"
+	seenDir  = "seen/"
 	// callTimeout bounds what is no blocking query: with packets dropped on the
 	// way, the kernel would hold a call for minutes.
 	callTimeout = 5 * time.Second
