@@ -17,9 +17,10 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 )
 
-// States of a block.
+// States of a block; an overlay address that is not released has none.
 const (
-	// Active blocks are somebody's for good.
+	// Active blocks are somebody's until a controller is certain that the node is
+	// gone.
 	Active = "active"
 	// Released blocks may be taken again, the longest released first.
 	Released = "released"
@@ -240,22 +241,33 @@ func candidates(q Request, blocks map[netip.Prefix]owner) []netip.Prefix {
 
 func (r *Registry) pickHost(q Request, hosts map[netip.Addr]owner) (netip.Addr, *api.KVTxnOp, error) {
 	for a, o := range hosts {
-		if o.Node == q.ID && (!q.HeldHost.IsValid() || a == q.HeldHost) {
+		if o.Node == q.ID && o.State != Released && (!q.HeldHost.IsValid() || a == q.HeldHost) {
 			return a, nil, nil
 		}
 	}
-	if o, taken := hosts[q.HeldHost]; taken {
+	mine := owner{Node: q.ID}
+	o, taken := hosts[q.HeldHost]
+	switch {
+	case taken && o.Node != q.ID:
 		return netip.Addr{}, nil, fmt.Errorf("overlay address %s, which this node has, %w: %s", q.HeldHost, fabric.ErrOwned, o.Node)
+	case q.HeldHost.IsValid():
+		return q.HeldHost, r.own("hosts/"+q.HeldHost.String(), mine, o.index), nil
 	}
 	n := q.Settings.Hosts()
+	var released []netip.Addr
 	for i := range n {
 		a := q.Settings.Host((q.ID.Slot(n) + i) % n)
-		if q.HeldHost.IsValid() {
-			a = q.HeldHost
+		o, taken := hosts[a]
+		if !taken {
+			return a, r.own("hosts/"+a.String(), mine, 0), nil
 		}
-		if _, taken := hosts[a]; !taken {
-			return a, r.own("hosts/"+a.String(), owner{Node: q.ID}, 0), nil
+		if o.State == Released {
+			released = append(released, a)
 		}
+	}
+	if len(released) > 0 {
+		a := slices.MinFunc(released, func(a, b netip.Addr) int { return hosts[a].Since.Compare(hosts[b].Since) })
+		return a, r.own("hosts/"+a.String(), mine, hosts[a].index), nil
 	}
 	return netip.Addr{}, nil, fmt.Errorf("no overlay address is left of %s", q.Settings.HostCIDR)
 }

@@ -9,7 +9,8 @@
 //
 // Ownership is permanent: a claim is made by check-and-set and never expires,
 // because an expired claim whose owner still has pods is an address given out
-// twice. Whether a node lives is no matter of this package.
+// twice. Whether a node lives is no matter of this package: who is certain that it
+// does not releases what it had.
 //
 // An error of Consul's is never an answer. A write that failed may have happened,
 // so what is there is read again; a list counts as complete only if Consul

@@ -47,7 +47,7 @@ func request(s fabric.Settings, n int) Request {
 func TestRegistry(t *testing.T) {
 	r, s, srv := open(t, false)
 	wipe := func(t *testing.T) {
-		for _, dir := range []string{"blocks/", "hosts/", "nodes/nomad/", "nodes/k8s/"} {
+		for _, dir := range []string{"blocks/", "hosts/", "nodes/nomad/", "nodes/k8s/", "seen/"} {
 			if _, err := srv.Client.KV().DeleteTree(r.prefix+dir, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -61,6 +61,7 @@ func TestRegistry(t *testing.T) {
 		{"claim again", claimAgain},
 		{"stolen", stolen},
 		{"released blocks", releasedBlocks},
+		{"released nodes", releasedNodes},
 		{"all taken", allTaken},
 		{"wiped", wiped},
 		{"a second block", secondBlock},
@@ -196,6 +197,79 @@ func releasedBlocks(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
 		if err != nil || node.CIDRs[0] != s.Block(want) {
 			t.Errorf("claim %d is %v, not %s: %v", n, node.CIDRs, s.Block(want), err)
 		}
+	}
+}
+
+// What a node had is another's only after it was released, and is its own again
+// when it comes back before anybody wanted it.
+func releasedNodes(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
+	q := request(s, 1)
+	had, err := r.Claim(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := func() (Record, bool) {
+		t.Helper()
+		all, err := r.Records(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec, ok := all[q.ID]
+		return rec, ok
+	}
+	unseen, _ := record()
+	if err := r.Release(t.Context(), unseen); err == nil || !strings.Contains(err.Error(), "never seen") {
+		t.Errorf("a node that was never seen: %v", err)
+	}
+	seen := func() {
+		t.Helper()
+		if err := r.Seen(t.Context(), q.ID, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen()
+	old, _ := record()
+	if old.Seen.IsZero() || time.Since(old.Seen) > time.Minute {
+		t.Errorf("seen at %s", old.Seen)
+	}
+	if err := r.Seen(t.Context(), q.ID, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := record(); again.seenIndex != old.seenIndex {
+		t.Error("it is written again before its time")
+	}
+	seen()
+	if err := r.Release(t.Context(), old); !errors.Is(err, ErrOutrun) {
+		t.Errorf("a node that lives is released: %v", err)
+	}
+	if back, err := r.Claim(t.Context(), q); err != nil || !back.Equal(had) {
+		t.Errorf("after a release that did not happen: %v %v", back, err)
+	}
+	rec, _ := record()
+	if err := r.Release(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	if _, there := record(); there {
+		t.Error("the record is still there")
+	}
+	blocks, hosts, err := r.claims(t.Context())
+	if err != nil || blocks[had.CIDRs[0]].State != Released || hosts[had.Host].State != Released {
+		t.Errorf("%v %v %v", blocks, hosts, err)
+	}
+	q.Held, q.HeldHost = had.CIDRs, had.Host
+	if back, err := r.Claim(t.Context(), q); err != nil || !back.Equal(had) {
+		t.Errorf("a released node comes back as %v, not %v: %v", back, had, err)
+	}
+	if blocks, hosts, err = r.claims(t.Context()); err != nil || blocks[had.CIDRs[0]].State != Active || hosts[had.Host].State != "" {
+		t.Errorf("%v %v %v", blocks, hosts, err)
+	}
+	// All overlay addresses are used: the longest released is next.
+	now := time.Now().UTC()
+	for i := range s.Hosts() {
+		put(t, kv, r.prefix+"hosts/"+s.Host(i).String(), owner{Node: "nomad/old", State: Released, Since: now.Add(-time.Duration(i%40) * time.Hour)})
+	}
+	if other, err := r.Claim(t.Context(), request(s, 2)); err != nil || other.Host != s.Host(39) {
+		t.Errorf("%v %v", other, err)
 	}
 }
 

@@ -21,17 +21,20 @@ func (r *Registry) Seen(ctx context.Context, id fabric.ID, interval time.Duratio
 	if err != nil {
 		return fmt.Errorf("read %s: %w", key, err)
 	}
-	now := time.Now().UTC().Truncate(time.Second)
+	now := time.Now().UTC()
 	if pair != nil {
 		if last, err := parseSeen(pair); err == nil && now.Sub(last).Abs() < interval {
 			return nil
 		}
 	}
-	put := &api.KVPair{Key: key, Value: []byte(now.Format(time.RFC3339))}
+	// To the nanosecond: Consul takes a value that is there already for no write.
+	put := &api.KVPair{Key: key, Value: []byte(now.Format(time.RFC3339Nano))}
 	if _, err := r.client.KV().Put(put, (&api.WriteOptions{}).WithContext(q.Context())); err != nil {
 		return fmt.Errorf("write %s: %w", key, err)
 	}
 	return nil
 }
 
-func parseSeen(p *api.KVPair) (time.Time, error) { return time.Parse(time.RFC3339, string(p.Value)) }
+func parseSeen(p *api.KVPair) (time.Time, error) {
+	return time.Parse(time.RFC3339Nano, string(p.Value))
+}
