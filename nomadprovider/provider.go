@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/election"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/accelerator"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/hostvolumes"
 	"github.com/nomad-kubelet/nomad-kubelet/nomadprovider/kubelet"
@@ -46,10 +48,12 @@ type Provider struct {
 // Run acts whenever it leads, until ctx ends or something is wrong that
 // another try would not mend.
 func (p *Provider) Run(ctx context.Context) error {
-	if p.Config.LeaderElection.Disabled {
-		return p.persist(ctx, p.lead)
+	le := p.Config.LeaderElection
+	e := election.Election{Kube: p.Kube, Log: p.Log, Namespace: le.Namespace, Name: le.Name, LeaseDuration: le.LeaseDuration.Duration}
+	if le.Disabled {
+		return e.Alone(ctx, p.lead)
 	}
-	return p.elect(ctx, p.lead)
+	return e.Run(ctx, p.lead)
 }
 
 // lead runs one term of office. All state is made anew: what a former term
@@ -266,7 +270,7 @@ func ClusterID(ctx context.Context, kube kubernetes.Interface, log hclog.Logger)
 }
 
 func clusterID(ctx context.Context, kube kubernetes.Interface) (string, error) {
-	ns, err := kube.CoreV1().Namespaces().Get(ctx, "kube-system", getOptions)
+	ns, err := kube.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{})
 	if err != nil {
 		return "", fmt.Errorf("read namespace kube-system, whose UID identifies the cluster (or set cluster in the configuration): %w", err)
 	}

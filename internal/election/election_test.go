@@ -1,4 +1,4 @@
-package nomadprovider
+package election
 
 import (
 	"context"
@@ -13,8 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
-
-	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 )
 
 // An API server that goes away while a term of office begins ends the term and
@@ -22,18 +20,15 @@ import (
 func TestFailedTerms(t *testing.T) {
 	reset := fmt.Errorf("register node: %w", &url.Error{Op: "Patch", URL: "https://192.0.2.1", Err: syscall.ECONNRESET})
 	taken := errors.New("listen on 192.0.2.1:10250: address already in use")
-	for name, run := range map[string]func(*Provider, context.Context, func(context.Context) error) error{
-		"elected": (*Provider).elect, "alone": (*Provider).persist,
+	for name, run := range map[string]func(*Election, context.Context, func(context.Context) error) error{
+		"elected": (*Election).Run, "alone": (*Election).Alone,
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := &config.Config{}
-			cfg.Complete()
-			cfg.LeaderElection.LeaseDuration.Duration = 4 * time.Second
-			p := &Provider{Config: cfg, Kube: fake.NewClientset(), Log: hclog.NewNullLogger()}
+			e := &Election{Kube: fake.NewClientset(), Log: hclog.NewNullLogger(), Namespace: "kube-system", Name: "lease", LeaseDuration: 4 * time.Second}
 			terms := []error{reset, apierrors.NewServiceUnavailable("starts"), taken}
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			err := run(p, ctx, func(context.Context) error {
+			err := run(e, ctx, func(context.Context) error {
 				if len(terms) == 0 {
 					return errors.New("another term")
 				}

@@ -1,0 +1,2 @@
+// Package election lets one of several processes act, by a Lease.
+package election
