@@ -1,5 +1,5 @@
-// Command netbridge is the pod network's program: the agent of a node and the
-// operator's tool.
+// Command netbridge is the pod network's program: the agent of a node, the
+// controller for all of them, and the operator's tool.
 package main
 
 import (
@@ -32,6 +32,6 @@ func newRootCommand() *cobra.Command {
 		Version:       version,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newAgentCommand(), newStatusCommand(), newFabricCommand(), newRemoveCommand(), newDoctorCommand())
+	root.AddCommand(newAgentCommand(), newControllerCommand(), newStatusCommand(), newFabricCommand(), newRemoveCommand(), newDoctorCommand())
 	return root
 }
