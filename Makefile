@@ -45,13 +45,16 @@ build: ## Build bin/nomad-kubelet, bin/companion, bin/netbridge and bin/netbridg
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/netbridge-ipam ./cmd/netbridge-ipam
 
 .PHONY: image
-image: ## Build the images nomad-kubelet and nomad-kubelet/companion with docker
+image: ## Build the images nomad-kubelet, nomad-kubelet/companion and nomad-kubelet/netbridge with docker
 	@mkdir -p bin/image
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/image/nomad-kubelet ./cmd/nomad-kubelet
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/image/companion ./cmd/companion
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/image/netbridge ./cmd/netbridge
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/image/netbridge-ipam ./cmd/netbridge-ipam
 	cp /etc/ssl/certs/ca-certificates.crt bin/image/
-	docker build -t nomad-kubelet:$(VERSION) -t nomad-kubelet:latest .
+	docker build -t nomad-kubelet:$(VERSION) -t nomad-kubelet:latest --target nomad-kubelet .
 	docker build -t nomad-kubelet/companion:$(VERSION) --target companion .
+	docker build -t nomad-kubelet/netbridge:$(VERSION) -t nomad-kubelet/netbridge:latest --target netbridge .
 
 .PHONY: third-party
 third-party: $(DEMO_BINS) ## Build the third-party programs of the demo into bin/

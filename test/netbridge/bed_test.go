@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -87,8 +88,10 @@ type host struct {
 	ep     netip.Addr
 	dir    string
 	config string
-	cmd    *exec.Cmd
-	log    *os.File
+	// as runs the agent with fewer rights; empty: as root.
+	as  []string
+	cmd *exec.Cmd
+	log *os.File
 	// cni is the network of a Kubernetes node's pods, flanneld what may have made it.
 	cni      string
 	flanneld *exec.Cmd
@@ -237,7 +240,8 @@ func (h *host) flannel() {
 
 func (h *host) start() {
 	h.bed.t.Helper()
-	h.cmd = exec.Command(program, "agent", "--config", h.config)
+	args := append(slices.Clone(h.as), program, "agent", "--config", h.config)
+	h.cmd = exec.Command(args[0], args[1:]...)
 	h.cmd.Stdout, h.cmd.Stderr = h.log, h.log
 	if err := h.Start(h.cmd); err != nil {
 		h.bed.t.Fatalf("start the agent of %s: %v", h.id, err)
