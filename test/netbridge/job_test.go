@@ -124,4 +124,3 @@ func withLibraries(t *testing.T, programs map[string]string) io.Reader {
 	}
 	return &buf
 }
-
