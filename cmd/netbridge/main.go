@@ -32,6 +32,6 @@ func newRootCommand() *cobra.Command {
 		Version:       version,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newAgentCommand(), newControllerCommand(), newStatusCommand(), newFabricCommand(), newRemoveCommand(), newDoctorCommand())
+	root.AddCommand(newAgentCommand(), newControllerCommand(), newStatusCommand(), newFabricCommand(), newRemoveCommand(), newDoctorCommand(), newWireGuardCommand())
 	return root
 }

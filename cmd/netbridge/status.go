@@ -50,6 +50,9 @@ func print(w io.Writer, st agent.Status) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "node\t%s\nfabric\t%s\nranges\t%s\noverlay address\t%s\nendpoint\t%s\nMTU\t%d\n",
 		st.ID, st.Fabric, join(st.Own.CIDRs), st.Own.Host, st.Own.Endpoint, st.Own.MTU)
+	if st.Own.WG != "" {
+		fmt.Fprintf(t, "WireGuard key\t%s\n", st.Own.WG)
+	}
 	if st.Addresses > 0 {
 		fmt.Fprintf(t, "addresses used\t%d of %d\n", st.Used, st.Addresses)
 	}

@@ -249,7 +249,7 @@ func (a *Agent) listed(l registry.List) {
 	if l.Incomplete != nil {
 		a.Log.Warn("the list of nodes is not complete, nothing is taken away", "reason", l.Incomplete)
 		if _, own := l.Nodes[a.id]; !own {
-			wake(a.reclaim, "own record is missing")
+			wake(a.reclaim, vanished)
 		}
 	}
 }
@@ -266,7 +266,7 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 	}
 	a.problem("claim", nil)
 	a.fence("")
-	if a.backend == nil || a.state.Settings.VNI != c.settings.VNI || a.state.Settings.Port != c.settings.Port || a.state.Own.Host != c.own.Host || a.state.Own.Endpoint != c.own.Endpoint || a.state.Own.MTU != c.own.MTU {
+	if a.backend == nil || a.state.Settings.Backend != c.settings.Backend || a.state.Settings.VNI != c.settings.VNI || a.state.Settings.Port != c.settings.Port || a.state.Own.Host != c.own.Host || a.state.Own.Endpoint != c.own.Endpoint || a.state.Own.MTU != c.own.MTU {
 		a.state.Settings, a.state.Own = c.settings, c.own
 		a.bind(ctx)
 	}

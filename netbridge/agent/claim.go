@@ -12,7 +12,6 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/ipam"
-	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/vxlan"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
 )
 
@@ -22,11 +21,17 @@ const (
 	verify = time.Minute
 	// retry is how soon after a failure, and the least time between two claims.
 	retry = 2 * time.Second
+	// vacancy is how long a record that somebody removed stays away: all others see
+	// that it was gone, after which they take it with another key, too.
+	vacancy = time.Second
 	// claimTimeout bounds one attempt.
 	claimTimeout = 15 * time.Second
 	// seenInterval is how often the record says that this node lives.
 	seenInterval = 5 * time.Minute
 )
+
+// vanished is the reason for a claim that publishes the node's record again.
+const vanished = "own record is missing"
 
 // claimed is what an attempt came to.
 type claimed struct {
@@ -55,7 +60,10 @@ func (a *Agent) claim(ctx context.Context, own fabric.Node) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
-		case <-a.reclaim:
+		case what := <-a.reclaim:
+			if what == vanished {
+				pause(ctx, vacancy)
+			}
 			pause(ctx, time.Until(early))
 		}
 	}
@@ -80,10 +88,9 @@ func (a *Agent) claimOnce(ctx context.Context, own fabric.Node) (c claimed) {
 			return c
 		}
 	}
-	if q.MTU, c.err = vxlan.UnderlayMTU(a.endpoint); c.err != nil {
+	if c.err = a.describe(&q); c.err != nil {
 		return c
 	}
-	q.MTU -= fabric.Overhead
 	if a.store != nil {
 		if c.err = a.wants(own, &q); c.err != nil {
 			return c

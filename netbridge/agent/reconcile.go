@@ -14,17 +14,13 @@ import (
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/guard"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
-	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/vxlan"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/peers"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
 )
 
 // bind makes the backend of the settings and listens for what happens to it.
 func (a *Agent) bind(ctx context.Context) {
-	b, err := vxlan.New(vxlan.Config{
-		Name: a.Config.Device, VNI: a.state.Settings.VNI, Port: a.state.Settings.Port,
-		Endpoint: a.endpoint, Host: a.state.Own.Host, MAC: a.id.MAC(),
-	}, a.Log.Named("vxlan"))
+	b, err := a.newBackend()
 	if err != nil {
 		a.problem("backend", err)
 		return
@@ -73,6 +69,9 @@ func (a *Agent) reconcile(ctx context.Context, look bool) {
 	if rules != (guard.Changes{}) {
 		a.Log.Debug("rules", "written", rules.Written, "peers", rules.Peers, "took", time.Since(began))
 	}
+	if c.Again {
+		wake(a.net, "there are new peers")
+	}
 	if rules.Foreign {
 		a.Log.Warn("somebody had changed the rules", "rebound", rules.Rebound)
 	}
@@ -104,7 +103,7 @@ func (a *Agent) goal(r peers.Result) overlay.Goal {
 		if a.id.Kind() == fabric.KindK8s && id.Kind() == fabric.KindK8s {
 			cidrs = nil // between the cluster's own nodes its CNI has the routes
 		}
-		g.Peers = append(g.Peers, overlay.Peer{Name: string(id), Host: n.Host, Endpoint: n.Endpoint, CIDRs: cidrs, MAC: id.MAC(), MTU: n.MTU})
+		g.Peers = append(g.Peers, overlay.Peer{Name: string(id), Host: n.Host, Endpoint: n.Endpoint, CIDRs: cidrs, MAC: id.MAC(), Key: n.WG, MTU: n.MTU})
 	}
 	return g
 }

@@ -71,8 +71,8 @@ func (d *Doctor) Run(ctx context.Context) *report.Report {
 		r.Add(report.Check{Where: atMachine, What: "devices and routes", Result: report.Fail, Found: err.Error(), Breaks: "everything", Remedy: "ip -4 route; ip link"})
 		return r
 	}
-	n.endpoint, err = agent.Endpoint(d.Config.Node.Endpoint)
-	r.Add(judgeEndpoint(n.endpoint, err, h)...)
+	var noEndpoint error
+	n.endpoint, noEndpoint = agent.Endpoint(d.Config.Node.Endpoint)
 	nomad := d.lookNomad(ctx)
 	n.id, n.last = d.who(nomad)
 	if n.last != nil {
@@ -87,6 +87,7 @@ func (d *Doctor) Run(ctx context.Context) *report.Report {
 	running := err == nil
 	made := n.settings != nil && mine(*n.settings, n, d.Config.Device, h)
 
+	r.Add(judgeEndpoint(n.endpoint, noEndpoint, h, overhead(n.settings))...)
 	r.Add(judgeMachine(lookMachine(d.Config.Device, n), made, n.kind)...)
 	if n.settings != nil {
 		r.Add(judgeDevices(*n.settings, n, d.Config, h)...)

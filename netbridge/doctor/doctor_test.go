@@ -115,10 +115,10 @@ func TestRanges(t *testing.T) {
 
 func TestEndpoint(t *testing.T) {
 	h := machineWith(link{name: "tun0", mtu: 1320, addrs: []netip.Prefix{pfx("198.51.100.1/24")}})
-	expect(t, "healthy", judgeEndpoint(addr("192.0.2.1"), nil, h))
-	expect(t, "no default route", judgeEndpoint(netip.Addr{}, errors.New("no default route"), h), "fail endpoint")
-	expect(t, "somebody else's", judgeEndpoint(addr("192.0.2.2"), nil, h), "fail endpoint")
-	expect(t, "narrow", judgeEndpoint(addr("198.51.100.1"), nil, h), "fail underlay MTU")
+	expect(t, "healthy", judgeEndpoint(addr("192.0.2.1"), nil, h, overhead(nil)))
+	expect(t, "no default route", judgeEndpoint(netip.Addr{}, errors.New("no default route"), h, overhead(nil)), "fail endpoint")
+	expect(t, "somebody else's", judgeEndpoint(addr("192.0.2.2"), nil, h, overhead(nil)), "fail endpoint")
+	expect(t, "narrow", judgeEndpoint(addr("198.51.100.1"), nil, h, overhead(nil)), "fail underlay MTU")
 }
 
 func TestDevices(t *testing.T) {

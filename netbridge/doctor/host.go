@@ -3,9 +3,12 @@ package doctor
 import (
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
 )
@@ -67,8 +70,14 @@ func lookHost() (host, error) {
 		a := l.Attrs()
 		names[a.Index] = a.Name
 		found := link{name: a.Name, kind: l.Type(), mac: a.HardwareAddr.String(), mtu: a.MTU}
-		if v, ok := l.(*netlink.Vxlan); ok {
+		switch v := l.(type) {
+		case *netlink.Vxlan:
 			found.vni, found.port = v.VxlanId, v.Port
+		case *netlink.Tuntap:
+			// What a process carries that speaks WireGuard is as good as the kernel's.
+			if _, err := os.Stat("/var/run/wireguard/" + a.Name + ".sock"); err == nil {
+				found.kind = fabric.BackendWireGuard
+			}
 		}
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
 		if err != nil {

@@ -8,12 +8,14 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/vxlan"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/wireguard"
 )
 
 // minMTU is the overlay's least (fabric, Allowed).
 const minMTU = 1280
 
-func judgeEndpoint(endpoint netip.Addr, err error, h host) []report.Check {
+func judgeEndpoint(endpoint netip.Addr, err error, h host, overhead int) []report.Check {
 	const what = "endpoint"
 	if err != nil {
 		return []report.Check{{Where: atMachine, What: what, Result: report.Fail, Found: err.Error(), Breaks: "the agent does not start",
@@ -24,13 +26,22 @@ func judgeEndpoint(endpoint netip.Addr, err error, h host) []report.Check {
 		return []report.Check{{Where: atMachine, What: what, Result: report.Fail, Found: fmt.Sprintf("no device has %s", endpoint), Breaks: "there is no overlay",
 			Remedy: "node.endpoint: an address of this machine (ip -4 addr)"}}
 	}
-	mtu := report.Check{Where: atMachine, What: "underlay MTU", Result: report.OK, Found: fmt.Sprintf("%d, which leaves %d for pods", l.mtu, l.mtu-fabric.Overhead)}
-	if l.mtu-fabric.Overhead < minMTU {
+	mtu := report.Check{Where: atMachine, What: "underlay MTU", Result: report.OK, Found: fmt.Sprintf("%d, which leaves %d for pods", l.mtu, l.mtu-overhead)}
+	if l.mtu-overhead < minMTU {
 		mtu.Result, mtu.Found = report.Fail, fmt.Sprintf("%d on %s", l.mtu, l.name)
-		mtu.Breaks = fmt.Sprintf("the overlay takes %d bytes of it and needs %d: nobody follows this node", fabric.Overhead, minMTU)
-		mtu.Remedy = fmt.Sprintf("ip link set %s mtu 1500, if what is behind it carries that; otherwise node.endpoint on a device that has at least %d", l.name, minMTU+fabric.Overhead)
+		mtu.Breaks = fmt.Sprintf("the overlay takes %d bytes of it and needs %d: nobody follows this node", overhead, minMTU)
+		mtu.Remedy = fmt.Sprintf("ip link set %s mtu 1500, if what is behind it carries that; otherwise node.endpoint on a device that has at least %d", l.name, minMTU+overhead)
 	}
 	return []report.Check{{Where: atMachine, What: what, Result: report.OK, Found: fmt.Sprintf("%s on %s", endpoint, l.name)}, mtu}
+}
+
+// overhead is what the fabric's backend adds to a packet, in bytes; the usual one's
+// while nobody knows the settings.
+func overhead(s *fabric.Settings) int {
+	if s != nil && s.Backend == fabric.BackendWireGuard {
+		return wireguard.Overhead
+	}
+	return vxlan.Overhead
 }
 
 // rangeOf is one of the fabric's.

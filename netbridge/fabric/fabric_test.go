@@ -1,6 +1,8 @@
 package fabric
 
 import (
+	"bytes"
+	"encoding/base64"
 	"net/netip"
 	"strings"
 	"testing"
@@ -110,6 +112,62 @@ func TestTheFollowedKeepTheirAddresses(t *testing.T) {
 	accepted, refused = s.Accept(map[ID]Node{"nomad/a": owner, "nomad/c": record("10.78.0.3", "192.0.2.2", "10.77.2.0/25")}, map[ID]Node{"nomad/a": owner})
 	if len(accepted) != 2 {
 		t.Error(refused)
+	}
+}
+
+// keyOf is a public key in base64: 32 bytes.
+func keyOf(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
+
+func TestWireGuardNeedsKeys(t *testing.T) {
+	s := settings()
+	s.Backend = BackendWireGuard
+	if err := s.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	n := record("10.78.0.1", "192.0.2.1", "10.77.1.0/25")
+	for key, want := range map[string]string{
+		"": "no WireGuard key", keyOf(0): "is no WireGuard key", keyOf(1)[:40]: "is no WireGuard key", "not base64": "is no WireGuard key", keyOf(1): "",
+	} {
+		n.WG = key
+		if err := s.Allowed("nomad/a", n); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: want %q, got %v", key, want, err)
+		}
+	}
+	if err := settings().Allowed("nomad/a", record("10.78.0.1", "192.0.2.1", "10.77.1.0/25")); err != nil {
+		t.Error("VXLAN needs none:", err)
+	}
+}
+
+// Another key under the same ID is not followed, the old one is; and nobody gets
+// another's by having the same key.
+func TestKeysArePinned(t *testing.T) {
+	s := settings()
+	s.Backend = BackendWireGuard
+	a, b := record("10.78.0.1", "192.0.2.1", "10.77.1.0/25"), record("10.78.0.2", "192.0.2.2", "10.77.2.0/25")
+	a.WG, b.WG = keyOf(1), keyOf(2)
+	forged, emptied, moved := a, a, a
+	forged.WG, forged.Endpoint = keyOf(9), b.Endpoint
+	emptied.WG = ""
+	moved.Endpoint = netip.MustParseAddr("192.0.2.77")
+	for name, n := range map[string]Node{"forged": forged, "without a key": emptied} {
+		accepted, refused := s.Accept(map[ID]Node{"nomad/a": n, "nomad/b": b}, map[ID]Node{"nomad/a": a})
+		if !accepted["nomad/a"].Equal(a) || len(accepted) != 2 {
+			t.Errorf("%s: %v", name, accepted)
+		}
+		if err := refused["nomad/a"]; err == nil || !strings.Contains(err.Error(), "has changed") || !strings.Contains(err.Error(), "delete nodes/nomad/a") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if accepted, refused := s.Accept(map[ID]Node{"nomad/a": moved}, map[ID]Node{"nomad/a": a}); !accepted["nomad/a"].Equal(moved) || len(refused) > 0 {
+		t.Error("with the same key all else may change:", accepted, refused)
+	}
+	if accepted, _ := s.Accept(map[ID]Node{"nomad/a": forged}, nil); !accepted["nomad/a"].Equal(forged) {
+		t.Error("who is not followed has no key that could have changed:", accepted)
+	}
+	twin := record("10.78.0.3", "192.0.2.3", "10.77.3.0/25")
+	twin.WG = b.WG
+	if accepted, refused := s.Accept(map[ID]Node{"nomad/a": twin, "nomad/b": b}, map[ID]Node{"nomad/b": b}); len(accepted) != 1 || !strings.Contains(refused["nomad/a"].Error(), "key is nomad/b's") {
+		t.Error(accepted, refused)
 	}
 }
 

@@ -3,6 +3,7 @@ package fabric
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -63,11 +64,13 @@ type Node struct {
 	Endpoint netip.Addr `json:"ep"`
 	// MTU is its overlay device's, in bytes.
 	MTU int `json:"mtu"`
+	// WG is its WireGuard public key, in base64, where the backend is WireGuard.
+	WG string `json:"wg,omitempty"`
 }
 
 // Equal compares all fields.
 func (n Node) Equal(o Node) bool {
-	return n.Version == o.Version && slices.Equal(n.CIDRs, o.CIDRs) && n.Host == o.Host && n.Endpoint == o.Endpoint && n.MTU == o.MTU
+	return n.Version == o.Version && slices.Equal(n.CIDRs, o.CIDRs) && n.Host == o.Host && n.Endpoint == o.Endpoint && n.MTU == o.MTU && n.WG == o.WG
 }
 
 // minMTU is the least that every IPv4 path carries in practice (RFC 8200 asks for
@@ -101,6 +104,22 @@ func (s Settings) Allowed(id ID, n Node) error {
 			return err
 		}
 	}
+	if s.Backend == BackendWireGuard {
+		return validKey(n.WG)
+	}
+	return nil
+}
+
+// validKey takes what wg(8) writes: 32 bytes in base64. The one that is all zeros
+// stands for none in WireGuard's interfaces.
+func validKey(text string) error {
+	if text == "" {
+		return errors.New("there is no WireGuard key (wg) in it")
+	}
+	key, err := base64.StdEncoding.Strict().DecodeString(text)
+	if err != nil || len(key) != 32 || !slices.ContainsFunc(key, func(b byte) bool { return b != 0 }) {
+		return fmt.Errorf("wg %q is no WireGuard key", text)
+	}
 	return nil
 }
 
@@ -123,9 +142,12 @@ func (s Settings) mayAnnounce(id ID, c netip.Prefix) error {
 
 // Accept sorts out the records that may be followed and says why the others may
 // not. Where two want the same addresses, the one that is followed already stays:
-// a stolen range never takes the traffic away from the pods that have it.
+// a stolen range never takes the traffic away from the pods that have it. A record
+// with another key than the one that is followed is refused, and the old one stays
+// accepted: whoever may write records is not thereby given what others send.
 func (s Settings) Accept(records, followed map[ID]Node) (accepted map[ID]Node, refused map[ID]error) {
-	accepted, refused = map[ID]Node{}, map[ID]error{}
+	accepted = map[ID]Node{}
+	records, refused = s.pin(records, followed)
 	ids := slices.SortedFunc(maps.Keys(records), func(a, b ID) int {
 		return cmp.Or(cmp.Compare(seniority(followed, records, a), seniority(followed, records, b)), cmp.Compare(a, b))
 	})
@@ -144,6 +166,22 @@ func (s Settings) Accept(records, followed map[ID]Node) (accepted map[ID]Node, r
 		taken = append(taken, claim{id, n})
 	}
 	return accepted, refused
+}
+
+// pin puts what is followed in the place of records that have another key.
+func (s Settings) pin(records, followed map[ID]Node) (map[ID]Node, map[ID]error) {
+	out, refused := maps.Clone(records), map[ID]error{}
+	if s.Backend != BackendWireGuard {
+		return out, refused
+	}
+	for id, n := range records {
+		if f, ok := followed[id]; ok && f.WG != "" && n.WG != f.WG {
+			refused[id] = fmt.Errorf("its WireGuard key has changed from %s to %q: if the node was set up anew, delete nodes/%s of the fabric in Consul, and it publishes its key again",
+				f.WG, n.WG, id)
+			out[id] = f
+		}
+	}
+	return out, refused
 }
 
 // seniority: 0 for what is followed as it is, 1 for what is followed with another
@@ -171,6 +209,9 @@ func collides(taken []claim, n Node) error {
 	for _, t := range taken {
 		if t.n.Host == n.Host {
 			return fmt.Errorf("host address %s is %s's", n.Host, t.id)
+		}
+		if n.WG != "" && t.n.WG == n.WG {
+			return fmt.Errorf("its WireGuard key is %s's", t.id)
 		}
 		for _, c := range n.CIDRs {
 			if i := slices.IndexFunc(t.n.CIDRs, c.Overlaps); i >= 0 {

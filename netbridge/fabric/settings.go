@@ -7,11 +7,11 @@ import (
 )
 
 // Backends.
-const BackendVXLAN = "vxlan"
-
-// Overhead is what VXLAN over IPv4 adds to a packet, in bytes: outer IPv4 20,
-// UDP 8, VXLAN 8, inner Ethernet 14.
-const Overhead = 50
+const (
+	BackendVXLAN = "vxlan"
+	// BackendWireGuard encrypts, and a record carries its node's public key.
+	BackendWireGuard = "wireguard"
+)
 
 // Settings are one fabric's, the same on all its nodes. An operator writes them;
 // agents only read.
@@ -26,11 +26,11 @@ type Settings struct {
 	BlockBits int `json:"blockBits"`
 	// HostCIDR holds one address a node, which its overlay device has.
 	HostCIDR netip.Prefix `json:"hostCIDR"`
-	// Backend carries the packets.
+	// Backend carries the packets, the same one between all nodes.
 	Backend string `json:"backend"`
-	// VNI is the VXLAN network identifier, 1 to 2^24-1.
+	// VNI is the VXLAN network identifier, 1 to 2^24-1. WireGuard has none.
 	VNI int `json:"vni"`
-	// Port is the UDP port of the VXLAN packets. Not 4789: Calico drops what
+	// Port is the UDP port of the backend's packets. Not 4789: Calico drops what
 	// arrives there from others than its own nodes.
 	Port int `json:"port"`
 	// DNS is the cluster's, for pods on Nomad.
@@ -96,8 +96,8 @@ func (s Settings) Validate() error {
 	if s.HostCIDR.IsValid() && s.HostCIDR.Bits() > 30 {
 		bad("hostCIDR: %s has no room for two nodes", s.HostCIDR)
 	}
-	if s.Backend != BackendVXLAN {
-		bad("backend: %q is not known, there is %q", s.Backend, BackendVXLAN)
+	if s.Backend != BackendVXLAN && s.Backend != BackendWireGuard {
+		bad("backend: %q is not known, there are %q and %q", s.Backend, BackendVXLAN, BackendWireGuard)
 	}
 	if s.VNI < 1 || s.VNI >= 1<<24 {
 		bad("vni: %d is not between 1 and %d", s.VNI, 1<<24-1)

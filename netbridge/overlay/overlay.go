@@ -16,7 +16,10 @@ type Peer struct {
 	Endpoint netip.Addr
 	// CIDRs are behind it.
 	CIDRs []netip.Prefix
-	MAC   net.HardwareAddr
+	// MAC is its device's, where the backend's devices have one.
+	MAC net.HardwareAddr
+	// Key is its public key in base64, where the backend encrypts.
+	Key string
 	// MTU is that of its overlay device.
 	MTU int
 }
@@ -38,6 +41,9 @@ type Changes struct {
 	Device bool
 	Set    int
 	Gone   int
+	// Again asks for another Ensure, after the new peers have been let in: what one
+	// of them is sent before may be answered in vain.
+	Again bool
 }
 
 // Any says whether anything was done.

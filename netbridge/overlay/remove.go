@@ -13,7 +13,7 @@ import (
 const Protocol = 76
 
 // kinds are the devices that backends make.
-var kinds = []string{"vxlan", "wireguard", "tun"}
+var kinds = []string{"vxlan", "wireguard", "tuntap"}
 
 // Remove takes the overlay's device and all our routes away, whatever backend made
 // them. It says what it removed.

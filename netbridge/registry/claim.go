@@ -50,6 +50,8 @@ type Request struct {
 	HeldHost netip.Addr
 	Endpoint netip.Addr
 	MTU      int
+	// WG is the node's WireGuard public key; empty with another backend.
+	WG string
 }
 
 // Claim gives the node its blocks and its overlay address and publishes its
@@ -91,7 +93,7 @@ func (r *Registry) claim(ctx context.Context, q Request) (fabric.Node, bool, err
 	if err != nil {
 		return fabric.Node{}, false, err
 	}
-	node := fabric.Node{Version: fabric.Version, CIDRs: slices.Clone(q.PodCIDRs), Endpoint: q.Endpoint, MTU: q.MTU}
+	node := fabric.Node{Version: fabric.Version, CIDRs: slices.Clone(q.PodCIDRs), Endpoint: q.Endpoint, MTU: q.MTU, WG: q.WG}
 	var ops api.KVTxnOps
 	if q.ID.Kind() == fabric.KindNomad {
 		if node.CIDRs, ops, err = r.pickBlocks(q, blocks); err != nil {

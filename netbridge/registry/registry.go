@@ -66,8 +66,9 @@ func (r *Registry) settings(ctx context.Context) (fabric.Settings, uint64, error
 }
 
 // SetSettings writes them, over what was there when it began. What blocks were
-// cut from must stay: a change of burstCIDR, hostCIDR or blockBits is refused
-// while there are claims.
+// cut from must stay, and so must the backend, since nodes with different ones do
+// not reach each other: a change of burstCIDR, hostCIDR, blockBits or backend is
+// refused while there are claims.
 func (r *Registry) SetSettings(ctx context.Context, s fabric.Settings) error {
 	if err := s.Validate(); err != nil {
 		return err
@@ -76,13 +77,13 @@ func (r *Registry) SetSettings(ctx context.Context, s fabric.Settings) error {
 	if err != nil && !errors.Is(err, ErrNoSettings) {
 		return err
 	}
-	if err == nil && (old.BurstCIDR != s.BurstCIDR || old.HostCIDR != s.HostCIDR || old.BlockBits != s.BlockBits) {
+	if err == nil && (old.BurstCIDR != s.BurstCIDR || old.HostCIDR != s.HostCIDR || old.BlockBits != s.BlockBits || old.Backend != s.Backend) {
 		blocks, hosts, err := r.claims(ctx)
 		if err != nil {
 			return err
 		}
 		if n := len(blocks) + len(hosts); n > 0 {
-			return fmt.Errorf("burstCIDR, hostCIDR and blockBits cannot change while there are claims (%d)", n)
+			return fmt.Errorf("burstCIDR, hostCIDR, blockBits and backend cannot change while there are claims (%d)", n)
 		}
 	}
 	value, err := json.Marshal(s)

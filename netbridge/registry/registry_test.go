@@ -329,6 +329,11 @@ func settingsStay(t *testing.T, r *Registry, s fabric.Settings, _ *api.KV) {
 		t.Errorf("blockBits under claims: %v", err)
 	}
 	other = s
+	other.Backend = fabric.BackendWireGuard
+	if err := r.SetSettings(t.Context(), other); err == nil || !strings.Contains(err.Error(), "backend cannot change while there are claims (2)") {
+		t.Errorf("another backend under claims: %v", err)
+	}
+	other = s
 	other.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
 	if err := r.SetSettings(t.Context(), other); err != nil {
 		t.Error(err)

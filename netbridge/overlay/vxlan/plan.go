@@ -1,45 +1,25 @@
 package vxlan
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/routes"
 )
-
-// route is one of ours in the main table.
-type route struct {
-	dst netip.Prefix
-	// via is the next hop in the overlay; invalid for a peer's own address.
-	via netip.Addr
-	// mtu is 0 for the device's.
-	mtu         int
-	unreachable bool
-}
-
-// key is what the kernel tells routes apart by: a backstop and a route may have
-// the same destination.
-type key struct {
-	dst         netip.Prefix
-	unreachable bool
-}
 
 // table is what there is on the device, or is to be.
 type table struct {
 	// neighbours is overlay address -> MAC, forwarding is MAC -> endpoint.
 	neighbours map[netip.Addr]string
 	forwarding map[string]netip.Addr
-	routes     map[key]route
-	// foreign are destinations that have a route of somebody else's with the
-	// same preference.
-	foreign map[netip.Prefix]string
+	routes     routes.Table
 }
 
 func newTable() table {
-	return table{map[netip.Addr]string{}, map[string]netip.Addr{}, map[key]route{}, map[netip.Prefix]string{}}
+	return table{map[netip.Addr]string{}, map[string]netip.Addr{}, routes.NewTable()}
 }
 
 // want makes the table of a goal. mtu is the device's.
@@ -49,30 +29,18 @@ func want(g overlay.Goal, mtu int) table {
 		mac := p.MAC.String()
 		t.neighbours[p.Host] = mac
 		t.forwarding[mac] = p.Endpoint
-		narrow := 0
-		if p.MTU < mtu {
-			narrow = p.MTU
-		}
-		host := netip.PrefixFrom(p.Host, p.Host.BitLen())
-		t.routes[key{host, false}] = route{dst: host, mtu: narrow}
-		for _, c := range p.CIDRs {
-			t.routes[key{c, false}] = route{dst: c, via: p.Host, mtu: narrow}
-		}
 	}
-	for _, c := range g.Backstop {
-		t.routes[key{c, true}] = route{dst: c, unreachable: true}
-	}
+	t.routes = routes.Want(g, mtu)
 	return t
 }
 
-// op is one change. Its fields say which: exactly one of neighbour, endpoint and
-// route is meant.
+// op is one change; kind says of what.
 type op struct {
 	del  bool
 	kind kind
 	addr netip.Addr // neighbour, or endpoint of the forwarding entry
 	mac  string
-	r    route
+	r    routes.Op
 }
 
 type kind int
@@ -94,13 +62,7 @@ func (o op) String() string {
 	case forward:
 		return fmt.Sprintf("%s forwarding of %s to %s", verb, o.mac, o.addr)
 	}
-	switch {
-	case o.r.unreachable:
-		return fmt.Sprintf("%s unreachable %s", verb, o.r.dst)
-	case o.r.via.IsValid():
-		return fmt.Sprintf("%s route %s via %s", verb, o.r.dst, o.r.via)
-	}
-	return fmt.Sprintf("%s route %s", verb, o.r.dst)
+	return o.r.String()
 }
 
 // plan returns the changes in the order in which no packet is sent to where it
@@ -117,18 +79,15 @@ func plan(want, have table, prune bool) []op {
 			set = append(set, op{kind: forward, addr: want.forwarding[m], mac: m})
 		}
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(want.routes), byKey) {
-		if h, ok := have.routes[k]; !ok || h != want.routes[k] {
-			set = append(set, op{kind: toRoute, r: want.routes[k]})
-		}
+	route, gone := routes.Plan(want.routes, have.routes, prune)
+	for _, o := range route {
+		set = append(set, op{kind: toRoute, r: o})
 	}
 	if !prune {
 		return set
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(have.routes), byKey) {
-		if _, ok := want.routes[k]; !ok {
-			unroute = append(unroute, op{del: true, kind: toRoute, r: have.routes[k]})
-		}
+	for _, o := range gone {
+		unroute = append(unroute, op{del: true, kind: toRoute, r: o})
 	}
 	for _, m := range slices.Sorted(maps.Keys(have.forwarding)) {
 		if _, ok := want.forwarding[m]; !ok {
@@ -141,9 +100,4 @@ func plan(want, have table, prune bool) []op {
 		}
 	}
 	return slices.Concat(set, unroute, unset)
-}
-
-// byKey puts peers' own addresses, by which their ranges are reached, first.
-func byKey(a, b key) int {
-	return cmp.Or(cmp.Compare(b.dst.Bits(), a.dst.Bits()), a.dst.Addr().Compare(b.dst.Addr()))
 }

@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/vishvananda/netlink"
 
-	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/routes"
 )
+
+// Overhead is what VXLAN over IPv4 adds to a packet, in bytes: outer IPv4 20,
+// UDP 8, VXLAN 8, inner Ethernet 14.
+const Overhead = 50
 
 // Config is one node's device.
 type Config struct {
@@ -42,30 +45,11 @@ var _ overlay.Backend = (*Backend)(nil)
 
 // New finds the device that has the endpoint. It changes nothing.
 func New(cfg Config, log hclog.Logger) (*Backend, error) {
-	mtu, err := UnderlayMTU(cfg.Endpoint)
+	mtu, err := routes.UnderlayMTU(cfg.Endpoint)
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{cfg: cfg, mtu: mtu - fabric.Overhead, log: log}, nil
-}
-
-// UnderlayMTU is that of the device which has the address.
-func UnderlayMTU(endpoint netip.Addr) (int, error) {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return 0, fmt.Errorf("list this machine's addresses: %w", err)
-	}
-	for _, a := range addrs {
-		if !a.IP.Equal(endpoint.AsSlice()) {
-			continue
-		}
-		l, err := netlink.LinkByIndex(a.LinkIndex)
-		if err != nil {
-			return 0, fmt.Errorf("find the device of %s: %w", endpoint, err)
-		}
-		return l.Attrs().MTU, nil
-	}
-	return 0, fmt.Errorf("no device of this machine has the address %s", endpoint)
+	return &Backend{cfg: cfg, mtu: mtu - Overhead, log: log}, nil
 }
 
 // MTU is the device's.
@@ -104,7 +88,7 @@ func (b *Backend) Ensure(g overlay.Goal) (overlay.Changes, error) {
 // Drift says what Ensure would do.
 func (b *Backend) Drift(g overlay.Goal) ([]string, error) {
 	link, err := netlink.LinkByName(b.cfg.Name)
-	if missing(err) {
+	if routes.Missing(err) {
 		return []string{"make device " + b.cfg.Name}, nil
 	}
 	if err != nil {
@@ -124,11 +108,6 @@ func (b *Backend) Drift(g overlay.Goal) ([]string, error) {
 	return out, nil
 }
 
-func missing(err error) bool {
-	var none netlink.LinkNotFoundError
-	return errors.As(err, &none)
-}
-
 // device adopts the device that is there, and makes it where there is none or
 // one that cannot be made right: that loses packets.
 func (b *Backend) device() (netlink.Link, bool, error) {
@@ -146,7 +125,7 @@ func (b *Backend) device() (netlink.Link, bool, error) {
 			}
 			link = nil
 		}
-	case missing(err):
+	case routes.Missing(err):
 	default:
 		return nil, false, fmt.Errorf("find device %s: %w", b.cfg.Name, err)
 	}
@@ -191,67 +170,10 @@ func (b *Backend) differs(link netlink.Link) string {
 
 // settle sets what can be set on a device that is in use.
 func (b *Backend) settle(link netlink.Link) error {
-	a := link.Attrs()
-	if a.MTU != b.mtu {
-		if err := netlink.LinkSetMTU(link, b.mtu); err != nil {
-			return fmt.Errorf("set the MTU of %s to %d: %w", a.Name, b.mtu, err)
-		}
-	}
-	if !bytes.Equal(a.HardwareAddr, b.cfg.MAC) {
+	if a := link.Attrs(); !bytes.Equal(a.HardwareAddr, b.cfg.MAC) {
 		if err := netlink.LinkSetHardwareAddr(link, b.cfg.MAC); err != nil {
 			return fmt.Errorf("set the address of %s to %s: %w", a.Name, b.cfg.MAC, err)
 		}
 	}
-	if a.Flags&net.FlagUp == 0 {
-		if err := netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("set %s up: %w", a.Name, err)
-		}
-	}
-	if err := b.address(link); err != nil {
-		return err
-	}
-	return forwarding()
-}
-
-// address gives the device its /32 and takes away others, which would be chosen
-// as sources.
-func (b *Backend) address(link netlink.Link) error {
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list the addresses of %s: %w", b.cfg.Name, err)
-	}
-	found := false
-	for _, a := range addrs {
-		if ones, _ := a.Mask.Size(); a.IP.Equal(b.cfg.Host.AsSlice()) && ones == 32 {
-			found = true
-			continue
-		}
-		if err := netlink.AddrDel(link, &a); err != nil {
-			return fmt.Errorf("remove %s from %s: %w", a.IPNet, b.cfg.Name, err)
-		}
-	}
-	if found {
-		return nil
-	}
-	addr := &netlink.Addr{IPNet: ipnet(netip.PrefixFrom(b.cfg.Host, 32))}
-	if err := netlink.AddrReplace(link, addr); err != nil {
-		return fmt.Errorf("give %s the address %s: %w", b.cfg.Name, b.cfg.Host, err)
-	}
-	return nil
-}
-
-// forwarding lets the machine pass packets on between pods and the overlay.
-func forwarding() error {
-	const file = "/proc/sys/net/ipv4/ip_forward"
-	if now, err := os.ReadFile(file); err == nil && bytes.HasPrefix(now, []byte("1")) {
-		return nil
-	}
-	if err := os.WriteFile(file, []byte("1"), 0); err != nil {
-		return fmt.Errorf("allow forwarding: %w", err)
-	}
-	return nil
-}
-
-func ipnet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+	return routes.Settle(link, b.mtu, b.cfg.Host)
 }
