@@ -88,6 +88,7 @@ type host struct {
 	ep     netip.Addr
 	dir    string
 	config string
+	device string
 	// as runs the agent with fewer rights; empty: as root.
 	as  []string
 	cmd *exec.Cmd
@@ -95,6 +96,8 @@ type host struct {
 	// cni is the network of a Kubernetes node's pods, flanneld what may have made it.
 	cni      string
 	flanneld *exec.Cmd
+	// carrier carries a WireGuard device.
+	carrier *exec.Cmd
 }
 
 // pod is a namespace behind a host.
@@ -210,9 +213,11 @@ func (b *bed) machine(ns *netlab.NS, id fabric.ID, ep netip.Addr, changes ...fun
 		c["cni"] = map[string]any{"configDir": filepath.Join(h.dir, "cni")}
 	}
 	c["node"] = node
+	c["device"] = "nb0"
 	for _, change := range changes {
 		change(c)
 	}
+	h.device = c["device"].(string)
 	data, _ := json.Marshal(c)
 	if err := os.WriteFile(h.config, data, 0o600); err != nil {
 		b.t.Fatal(err)
@@ -222,6 +227,8 @@ func (b *bed) machine(ns *netlab.NS, id fabric.ID, ep netip.Addr, changes ...fun
 	}
 	b.t.Cleanup(func() {
 		h.kill()
+		h.drop()
+		_ = os.Remove(h.carrierSocket()) // it may have none
 		if b.t.Failed() {
 			out, _ := os.ReadFile(h.log.Name())
 			lines := strings.Split(string(out), "\n")

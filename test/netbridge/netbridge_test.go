@@ -45,6 +45,7 @@ func TestNetbridge(t *testing.T) {
 	}{
 		{"everybody reaches everybody", reach},
 		{"large packets", largePackets},
+		{"anybody on the way can read", readable},
 		{"agents killed", agentsKilled},
 		{"Consul killed, KV emptied", consulGone},
 		{"start without Consul", coldStart},
@@ -196,7 +197,7 @@ func largePackets(t *testing.T, b *bed, pods []*pod) {
 }
 
 func index(h *host) string {
-	out := h.Run("ip -o link show nb0")
+	out := h.Run("ip -o link show " + h.device)
 	return strings.SplitN(out, ":", 2)[0]
 }
 
