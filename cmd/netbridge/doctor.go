@@ -49,6 +49,11 @@ func runDoctor(cmd *cobra.Command, d doctor.Doctor, file, format string) (err er
 			return err
 		}
 	}
+	if d.Config.Node.Name != "" {
+		if d.Kube, err = connectKubernetes(d.Config.Kubernetes); err != nil {
+			return err
+		}
+	}
 	r := d.Run(cmd.Context())
 	write := r.WriteText
 	if format == "json" {

@@ -106,9 +106,13 @@ func judgeConsul(c consul, n node) []report.Check {
 
 const rightsBreak = "a node that has addresses goes on with the peers that it knows, and takes nothing away; a new one gets none"
 
+// tokenRemedy names the rights that the agents of this kind need.
 func tokenRemedy(name string) string {
-	return fmt.Sprintf(`consul acl policy create -name netbridge -rules 'key_prefix "netbridge/v1/%s/" { policy = "write" }'`+
-		"\nconsul acl token create -policy-name netbridge", name)
+	remedy := "consul acl policy create -name netbridge-agent -rules @deploy/consul/netbridge-agent.hcl\nconsul acl token create -policy-name netbridge-agent"
+	if name != "default" {
+		remedy = fmt.Sprintf("sed -i 's,v1/default/,v1/%s/,' deploy/consul/netbridge-agent.hcl\n", name) + remedy
+	}
+	return remedy
 }
 
 func judgeRights(c consul, n node) []report.Check {

@@ -8,6 +8,7 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/agent"
@@ -39,6 +40,8 @@ type Doctor struct {
 	Consul *consulapi.Client
 	// Nomad is nil on a Kubernetes node, and where the agent has none.
 	Nomad *nomadapi.Client
+	// Kube is asked for the Node called node.name; nil where there is none.
+	Kube kubernetes.Interface
 	// CNIDir is where a Kubernetes node's network plugins are set up, and FlannelEnv
 	// what flannel leaves for its plugin.
 	CNIDir, FlannelEnv string
@@ -74,7 +77,8 @@ func (d *Doctor) Run(ctx context.Context) *report.Report {
 	var noEndpoint error
 	n.endpoint, noEndpoint = agent.Endpoint(d.Config.Node.Endpoint)
 	nomad := d.lookNomad(ctx)
-	n.id, n.last = d.who(nomad)
+	object := d.lookNode(ctx)
+	n.id, n.last = d.who(nomad, object)
 	if n.last != nil {
 		n.settings = &n.last.Settings
 	}
@@ -99,7 +103,12 @@ func (d *Doctor) Run(ctx context.Context) *report.Report {
 	}
 	switch n.kind {
 	case fabric.KindK8s:
-		r.Add(judgeCluster(lookCluster(d.CNIDir, d.FlannelEnv), n.settings, d.Config.Node.PodCIDRs, h)...)
+		r.Add(judgeNodeObject(object, d.Config, n)...)
+		ranges := d.Config.Node.PodCIDRs
+		if len(ranges) == 0 {
+			ranges = object.ranges
+		}
+		r.Add(judgeCluster(lookCluster(d.CNIDir, d.FlannelEnv), n.settings, ranges, h)...)
 	case fabric.KindNomad:
 		r.Add(judgeNomad(nomad, d.Config, running)...)
 	}
@@ -118,14 +127,17 @@ func (d *Doctor) own() []string {
 	return []string{d.Config.Device}
 }
 
-// who asks the configuration, then Nomad, then the agent's file.
-func (d *Doctor) who(nm nomad) (fabric.ID, *peers.State) {
+// who asks the configuration, then Nomad or the API server, then the agent's file.
+func (d *Doctor) who(nm nomad, object nodeObject) (fabric.ID, *peers.State) {
 	file := filepath.Join(d.Config.StateDir, peersFile)
 	id := fabric.ID(d.Config.Node.Kind + "/" + d.Config.Node.ID)
 	if d.Config.Node.ID == "" {
 		id = peers.LastID(file)
-		if nm.id != "" {
+		switch {
+		case nm.id != "":
 			id = fabric.ID(fabric.KindNomad + "/" + nm.id)
+		case object.uid != "":
+			id = fabric.ID(fabric.KindK8s + "/" + object.uid)
 		}
 	}
 	if id == "" {

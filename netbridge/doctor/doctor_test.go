@@ -244,6 +244,18 @@ func TestClusterNetwork(t *testing.T) {
 	}
 }
 
+func TestNodeObject(t *testing.T) {
+	cfg := &agent.Config{Node: agent.Node{Kind: fabric.KindK8s, Name: "n"}}
+	known := node{last: &peers.State{}}
+	ranges := []netip.Prefix{pfx("10.244.1.0/24")}
+	expect(t, "healthy", judgeNodeObject(nodeObject{asked: true, uid: "u", ranges: ranges}, cfg, node{}))
+	expect(t, "away, new", judgeNodeObject(nodeObject{asked: true, err: errors.New("refused")}, cfg, node{}), "fail Node n")
+	expect(t, "away, known", judgeNodeObject(nodeObject{asked: true, err: errors.New("refused")}, cfg, known), "warn Node n")
+	expect(t, "no ranges", judgeNodeObject(nodeObject{asked: true, uid: "u"}, cfg, known), "fail Node n")
+	cfg.Node.PodCIDRs = ranges
+	expect(t, "an operator's", judgeNodeObject(nodeObject{asked: true, uid: "u"}, cfg, known))
+}
+
 func TestPluginsAreThoseOfTheFirstFile(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{

@@ -50,7 +50,7 @@ func (r *Registry) Owners(ctx context.Context) (map[netip.Prefix]fabric.ID, map[
 // Consul looks at the rights first (agent/consul/txn_endpoint.go, preCheck).
 func (r *Registry) MayWrite(ctx context.Context, id fabric.ID) (denied []string, err error) {
 	// The prefix will do for a node's right to take any block and address.
-	keys := []string{"nodes/" + string(id), "blocks/-", "hosts/-"}
+	keys := []string{"nodes/" + string(id), "blocks/-", "hosts/-", seenDir + string(id)}
 	var ops api.KVTxnOps
 	for _, k := range keys {
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVCAS, Key: r.prefix + k, Value: []byte("{}"), Index: math.MaxInt64})

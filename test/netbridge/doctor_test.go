@@ -126,8 +126,8 @@ func TestDoctor(t *testing.T) {
 		{"a block that is another's", nom1, func() { restore = b.steal(t, nom1); nom1.kill() }, func() { restore(); nom1.start(); nom1.settled() }, []string{"own claims"}, nil},
 		{"flannel has another range", k8s1, func() {}, func() {}, []string{"flannel's network 10.250.0.0/16"}, []string{"--flannel-env", flannel}},
 		{"a wrong token", nom2, func() { write(b.tokenFile, "11111111-2222-3333-4444-555555555555") }, func() { write(b.tokenFile, b.token.SecretID) }, []string{"token"}, nil},
-		{"a token that may not write", nom2, func() { b.allow(`key_prefix "` + fabricKeys + `" { policy = "read" }`) }, func() { b.allow(allRights) }, []string{"token writes"}, nil},
-		{"a token that does not read all", nom2, func() { b.allow(allRights + ` key_prefix "` + fabricKeys + `nodes/k8s/" { policy = "deny" }`) }, func() { b.allow(allRights) },
+		{"a token that may not write", nom2, func() { b.allow(`key_prefix "` + fabricKeys + `" { policy = "read" }`) }, func() { b.allow(allRights(t)) }, []string{"token writes"}, nil},
+		{"a token that does not read all", nom2, func() { b.allow(allRights(t) + ` key "` + fabricKeys + `nodes/.keep" { policy = "deny" }`) }, func() { b.allow(allRights(t)) },
 			[]string{"token reads"}, nil},
 		{"no Consul", nom2, b.consul.Stop, b.consul.Up, []string{"leader"}, nil},
 	} {

@@ -65,16 +65,23 @@ type aclBed struct {
 	policy    *api.ACLPolicy
 }
 
-const (
-	fabricKeys = "netbridge/v1/" + fabricName + "/"
-	// allRights are what docs/networking.md says that an agent needs.
-	allRights = `key_prefix "` + fabricKeys + `" { policy = "write" }`
-)
+const fabricKeys = "netbridge/v1/" + fabricName + "/"
+
+// allRights are deploy's, for agents of both kinds.
+func allRights(t *testing.T) string {
+	t.Helper()
+	rules, err := os.ReadFile("../../deploy/consul/netbridge-agent.hcl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(rules), "netbridge/v1/default/", fabricKeys) +
+		fmt.Sprintf(`key_prefix %q { policy = "write" } key_prefix %q { policy = "write" }`, fabricKeys+"nodes/k8s/", fabricKeys+"seen/k8s/")
+}
 
 func newACLBed(t *testing.T) *aclBed {
 	t.Helper()
 	b := &aclBed{bed: bedIn(t, netlab.New(t, "underlay"), true), tokenFile: filepath.Join(t.TempDir(), "token")}
-	policy, _, err := b.consul.Client.ACL().PolicyCreate(&api.ACLPolicy{Name: "netbridge", Rules: allRights}, nil)
+	policy, _, err := b.consul.Client.ACL().PolicyCreate(&api.ACLPolicy{Name: "netbridge", Rules: allRights(t)}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +246,7 @@ func rightsCut(t *testing.T, b *aclBed, pods []*pod) {
 			fabricKeys+"config", fabricKeys+"nodes/.keep", fabricKeys+"nodes/nomad/nom1"))
 		b.stir(cut)
 	}, cut, func() {
-		b.allow(allRights)
+		b.allow(allRights(t))
 		b.stir(func(st agent.Status) bool { return st.Incomplete == "" })
 	})
 }
