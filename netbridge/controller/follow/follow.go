@@ -61,6 +61,12 @@ func once[T any](ctx context.Context, index uint64, ask func(*api.QueryOptions) 
 	ctx, cancel := context.WithTimeout(ctx, wait+grace)
 	defer cancel()
 	answer, meta, err := ask((&api.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(ctx))
+	if err == nil && meta.QueryBackend == api.QueryBackendStreaming {
+		// So Consul answers blocking queries for a service's health
+		// (agent/rpcclient/health/health.go). Such an answer says neither that there is a leader nor that rights have cut it:
+		// it only wakes.
+		answer, meta, err = ask((&api.QueryOptions{}).WithContext(ctx))
+	}
 	switch {
 	case err != nil:
 		return answer, 0, err

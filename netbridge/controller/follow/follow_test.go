@@ -66,6 +66,40 @@ func TestRun(t *testing.T) {
 	until("three", is("three"))
 }
 
+// Consul answers blocking queries for health from a stream, whose answers lack what
+// makes them whole.
+func TestServices(t *testing.T) {
+	netlab.Root(t)
+	srv := consultest.Start(t, netlab.New(t, "consul"), false)
+	answers := make(chan int, 100)
+	failed := make(chan error, 100)
+	go Run(t.Context(), func(q *api.QueryOptions) ([]*api.ServiceEntry, *api.QueryMeta, error) {
+		return srv.Client.Health().Service("db", "", false, q)
+	}, func(list []*api.ServiceEntry, err error) {
+		if err != nil {
+			failed <- err
+			return
+		}
+		answers <- len(list)
+	})
+	for n := range 4 {
+		for limit, told := time.After(30*time.Second), false; !told; {
+			select {
+			case got := <-answers:
+				told = got == n
+			case err := <-failed:
+				t.Fatalf("with %d instances: %v", n, err)
+			case <-limit:
+				t.Fatalf("no answer with %d instances", n)
+			}
+		}
+		reg := &api.CatalogRegistration{Node: "plain", Address: "192.0.2.1", Service: &api.AgentService{ID: string(rune('a' + n)), Service: "db"}}
+		if _, err := srv.Client.Catalog().Register(reg, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // What rights have cut is no answer. (Without any token Consul does not tell that it
 // has cut: what it may hide is behind Intact of package registry.)
 func TestPartialAnswers(t *testing.T) {

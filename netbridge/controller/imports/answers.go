@@ -42,7 +42,8 @@ type watch struct {
 	end       context.CancelFunc
 	instances *[]*api.ServiceEntry
 	names     map[string]bool
-	failed    bool
+	// failed is the last failure since then.
+	failed string
 }
 
 // keep watches what is asked and nothing else. Whoever asks for all has the names
@@ -101,13 +102,13 @@ func (a *answers) told(w *watch, what string, err error, take func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
-		if !w.failed {
+		if w.failed != err.Error() {
 			a.log.Warn("Consul does not answer, what is imported stays as it is", "about", what, "error", err)
 		}
-		w.failed, a.trouble = true, time.Now()
+		w.failed, a.trouble = err.Error(), time.Now()
 		return
 	}
-	w.failed = false
+	w.failed = ""
 	take()
 	a.bell.Ring()
 }
