@@ -45,6 +45,11 @@ func TestDemo(t *testing.T) {
 		want := fmt.Sprintf("this is %s at %s, called by %s", to.Name, to.Status.PodIP, from.Status.PodIP)
 		// Of two pods either may answer.
 		var out string
+		defer func() {
+			if t.Failed() {
+				t.Logf("the last answer was %q", out)
+			}
+		}()
 		eventually(t, "call from "+from.Name+" to the Service "+service, 30*time.Second, func() bool {
 			out = try(c, "exec", from.Name, "--", "sh", "/scripts/call", service)
 			return out == want
