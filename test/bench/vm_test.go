@@ -259,7 +259,7 @@ func proportional(pid int) (float64, error) {
 func BenchmarkVMsAtOnce(b *testing.B) {
 	h, n := hy, *vmAtOnce
 	ns := h.namespace(b)
-	ctx, cancel := context.WithTimeout(b.Context(), 2*vmTimeout)
+	ctx, cancel := context.WithTimeout(b.Context(), 3*vmTimeout)
 	defer cancel()
 	must(b, h.quiet(ctx))
 	start := time.Now()
