@@ -110,7 +110,7 @@ func demo(t *testing.T) (*devcluster.Cluster, *kubernetes.Clientset) {
 		t.Fatal(err)
 	}
 	c, err := devcluster.Up(t.Context(), devcluster.Options{
-		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, PodNetwork: true, ACL: true, CacheDir:  cacheDir(t), Out: os.Stdout,
+		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, PodNetwork: true, ACL: true, CacheDir: cacheDir(t), Out: os.Stdout,
 	})
 	t.Cleanup(func() {
 		if c != nil && t.Failed() {
