@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	deploynomad "github.com/nomad-kubelet/nomad-kubelet/deploy/nomad"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
 )
@@ -56,7 +57,9 @@ func TestDemo(t *testing.T) {
 	}
 	calls(inCluster, onNomad, "on-nomad")
 	calls(onNomad, inCluster, "in-cluster")
-	calls(onNomad, onNomad2(t, c, kube, onNomad), "on-nomad-2")
+	kubeProxyJob(t, c, kube)
+	calls(onNomad, onNomad2(t, c, kube, onNomad), "on-nomad-2") // a Service that only the job can know
+	calls(onNomad, inCluster, "in-cluster")
 	// (busybox's nslookup does not use the search list.)
 	if out := try(c, "exec", onNomad.Name, "--", "nslookup", "kubernetes.default.svc.cluster.local"); !strings.Contains(out, "Address: 10.96.0.1") {
 		t.Errorf("nslookup in a pod on Nomad: %s", out)
@@ -110,7 +113,10 @@ func demo(t *testing.T) (*devcluster.Cluster, *kubernetes.Clientset) {
 		t.Fatal(err)
 	}
 	c, err := devcluster.Up(t.Context(), devcluster.Options{
-		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, PodNetwork: true, ACL: true, CacheDir: cacheDir(t), Out: os.Stdout,
+		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, PodNetwork: true, ACL: true,
+		// deploy/nomad/client.hcl tells of it; kube-proxy's job needs it.
+		ClientHCL: strings.Replace(deploynomad.Client, `"mknod", `, `"mknod", "net_admin", `, 1),
+		CacheDir:  cacheDir(t), Out: os.Stdout,
 	})
 	t.Cleanup(func() {
 		if c != nil && t.Failed() {
