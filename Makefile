@@ -101,7 +101,7 @@ bench: programs ## Measure nomad-kubelet beside Nomad alone (forty minutes; BENC
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 120m ./test/bench -run '^$$' -bench . $(BENCH_FLAGS)
 
 .PHONY: bench-network
-bench-network: build bin/consul bin/etcd ## Measure the pod network beside a hand-made one (as root, three minutes; beside flannel's after make bin/flanneld)
+bench-network: programs bin/consul bin/kube-proxy ## Measure the pod network beside a hand-made one (as root, ten minutes; beside flannel's after make bin/flanneld)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 20m ./test/bench/network -run '^$$' -bench . $(BENCH_FLAGS)
 
 # SIG: whose specs, as in [sig-node]; FOCUS, SKIP: regular expressions instead; NODE: virtual, kubelet (the control) or both; PROCS: specs at a time.

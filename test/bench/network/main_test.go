@@ -13,12 +13,13 @@ import (
 )
 
 var (
-	strict  = flag.Bool("strict", false, "fail when a goal is missed")
-	rounds  = flag.Int("rounds", 7, "how often each contender has its turn")
-	stretch = flag.Duration("stretch", 1500*time.Millisecond, "how long a turn sends by TCP")
-	calls   = flag.Int("calls", 2000, "how many round trips a turn makes by UDP, and as many by TCP")
-	idle    = flag.Duration("idle", 20*time.Second, "how long an agent is watched doing nothing")
-	output  = flag.String("figures", "../../../.dev/bench-network.json", "where to write the figures")
+	strict   = flag.Bool("strict", false, "fail when a goal is missed")
+	rounds   = flag.Int("rounds", 7, "how often each contender has its turn")
+	stretch  = flag.Duration("stretch", 1500*time.Millisecond, "how long a turn sends by TCP")
+	calls    = flag.Int("calls", 2000, "how many round trips a turn makes by UDP, and as many by TCP")
+	idle     = flag.Duration("idle", 20*time.Second, "how long an agent is watched doing nothing")
+	connects = flag.Int("connects", 2000, "how many connections are made to ClusterIPs, and as many to the pod behind them")
+	output   = flag.String("figures", "../../../.dev/bench-network.json", "where to write the figures")
 )
 
 // insideEnv says that this process stands in its own network namespace.
