@@ -162,6 +162,32 @@ func (b *bed) populate(changes ...func(config map[string]any)) {
 	}
 }
 
+// step is one of the things that happen to a bed, which it must leave as it was.
+type step[B any] struct {
+	name string
+	test func(*testing.T, B, []*pod)
+}
+
+// walk makes a pod on each host of b and goes from one step to the next, on b or
+// what is made of it.
+func walk[B any](t *testing.T, b *bed, on B, steps []step[B]) {
+	t.Helper()
+	var pods []*pod
+	for _, h := range b.hosts {
+		pods = append(pods, h.pod())
+	}
+	for _, s := range steps {
+		ok := t.Run(s.name, func(sub *testing.T) {
+			b.t = sub
+			s.test(sub, on, pods)
+		})
+		b.t = t
+		if !ok {
+			t.FailNow()
+		}
+	}
+}
+
 func allowForwarding(n *netlab.NS) {
 	n.Must(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
 }

@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -96,55 +94,11 @@ func TestDemo(t *testing.T) {
 // demo is the hybrid with a pod network, where Nomad asks everybody for a token.
 func demo(t *testing.T) (*devcluster.Cluster, *kubernetes.Clientset) {
 	t.Helper()
-	kubelet, err := exec.LookPath("nomad-kubelet")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "nke2e")
-	if err != nil {
-		t.Fatal(err)
-	}
-	base := hybridPorts
-	if n, err := strconv.Atoi(os.Getenv("E2E_PORT_BASE")); err == nil {
-		base = n
-	}
-	bin, err := filepath.Abs(filepath.Dir(kubelet))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := devcluster.Up(t.Context(), devcluster.Options{
-		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, PodNetwork: true, ACL: true,
+	return cluster(t, devcluster.Options{
+		PodNetwork: true, ACL: true,
 		// deploy/nomad/client.hcl tells of it; kube-proxy's job needs it.
 		ClientHCL: strings.Replace(deploynomad.Client, `"mknod", `, `"mknod", "net_admin", `, 1),
-		CacheDir:  cacheDir(t), Out: os.Stdout,
-	})
-	t.Cleanup(func() {
-		if c != nil && t.Failed() {
-			for _, name := range []string{devcluster.NomadKubelet, devcluster.Netbridge, devcluster.OnPremNetbridge, devcluster.Kubelet, devcluster.CoreDNS} {
-				out, _ := os.ReadFile(c.LogFile(name))
-				lines := strings.Split(string(out), "\n")
-				t.Logf("%s:\n%s", name, strings.Join(lines[max(0, len(lines)-25):], "\n"))
-			}
-		}
-		if c != nil {
-			if err := c.Down(context.Background()); err != nil {
-				t.Error(err)
-			}
-		}
-		_ = os.RemoveAll(dir)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	rest, err := c.RESTConfig()
-	if err != nil {
-		t.Fatal(err)
-	}
-	kube, err := kubernetes.NewForConfig(rest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c, kube
+	}, devcluster.NomadKubelet, devcluster.Netbridge, devcluster.OnPremNetbridge, devcluster.Kubelet, devcluster.CoreDNS)
 }
 
 // try is kubectl's answer, whatever it is.

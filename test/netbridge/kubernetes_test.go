@@ -70,16 +70,12 @@ func TestPodsOfKubernetes(t *testing.T) {
 	k8s.until("its addresses", func(st agent.Status) bool { return st.Own.Host.IsValid() && len(st.Drift) == 0 })
 	far := k8s.pod()
 	names := nameServers(t, b, far)
-	base := hybridPorts
-	if n, err := strconv.Atoi(os.Getenv("E2E_PORT_BASE")); err == nil {
-		base = n
-	}
 	machine := b.machine(here, "nomad/machine", netip.MustParseAddr("192.168.101.1"), func(c map[string]any) {
 		c["node"] = map[string]any{"kind": "nomad", "endpoint": "192.168.101.1"}
-		c["nomad"] = map[string]any{"address": fmt.Sprintf("http://127.0.0.1:%d", base+6)}
+		c["nomad"] = map[string]any{"address": fmt.Sprintf("http://127.0.0.1:%d", portBase()+6)}
 		c["dns"] = map[string]any{"address": dnsAddress, "upstream": []string{k8s.ep.String() + ":53"}}
 	})
-	c, kube := hybrid(t, machine, base)
+	c, kube := hybrid(t, machine)
 
 	// A pod that comes before the network waits, and says for what.
 	first := podOf(t, kube, "first")
@@ -157,22 +153,10 @@ func inOwnNamespace(t *testing.T) {
 
 // hybrid is a control plane, Nomad and nomad-kubelet, whose pods join the machine's
 // network.
-func hybrid(t *testing.T, machine *host, base int) (*devcluster.Cluster, *kubernetes.Clientset) {
+func hybrid(t *testing.T, machine *host) (*devcluster.Cluster, *kubernetes.Clientset) {
 	t.Helper()
-	kubelet, err := exec.LookPath("nomad-kubelet")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, err := filepath.Abs(filepath.Dir(kubelet))
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "nke2e")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := devcluster.Up(t.Context(), devcluster.Options{
-		Dir: dir, BinDir: bin, PortBase: base, OwnDocker: true, Out: os.Stdout, VMImage: true, CacheDir: cacheDir(t),
+	return cluster(t, devcluster.Options{
+		VMImage: true,
 		// deploy/nomad/client.hcl tells of it.
 		ClientHCL:     strings.Replace(deploynomad.Client, `"mknod", `, `"mknod", "net_admin", `, 1),
 		ExtraNomadHCL: fmt.Sprintf("client {\n  network_interface = \"seg1\"\n  cni_path = \"%s:%s\"\n  cni_config_dir = %q\n}\n", filepath.Dir(program), cniDir, filepath.Join(machine.dir, "cni")),
@@ -184,11 +168,39 @@ func hybrid(t *testing.T, machine *host, base int) (*devcluster.Cluster, *kubern
 				"nomad-vm": {Driver: "qemu", Config: map[string]any{translate.RowNetwork: translate.VMNetworkTap}},
 			}
 		},
-	})
+	}, devcluster.NomadKubelet, devcluster.Nomad)
+}
+
+// portBase begins the ports of a hybrid.
+func portBase() int {
+	if n, err := strconv.Atoi(os.Getenv("E2E_PORT_BASE")); err == nil {
+		return n
+	}
+	return hybridPorts
+}
+
+// cluster starts a hybrid with a Docker of its own. When the test fails, it shows the
+// ends of these components' logs.
+func cluster(t *testing.T, o devcluster.Options, logs ...string) (*devcluster.Cluster, *kubernetes.Clientset) {
+	t.Helper()
+	kubelet, err := exec.LookPath("nomad-kubelet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.BinDir, err = filepath.Abs(filepath.Dir(kubelet)); err != nil {
+		t.Fatal(err)
+	}
+	if o.Dir == "" {
+		if o.Dir, err = os.MkdirTemp("", "nke2e"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.PortBase, o.OwnDocker, o.CacheDir, o.Out = portBase(), !o.NoDocker, cacheDir(t), os.Stdout
+	c, err := devcluster.Up(t.Context(), o)
 	t.Cleanup(func() {
 		if c != nil {
-			if t.Failed() {
-				for _, name := range []string{devcluster.NomadKubelet, devcluster.Nomad} {
+			for _, name := range logs {
+				if t.Failed() {
 					out, _ := os.ReadFile(c.LogFile(name))
 					lines := strings.Split(string(out), "\n")
 					t.Logf("%s:\n%s", name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
@@ -198,7 +210,7 @@ func hybrid(t *testing.T, machine *host, base int) (*devcluster.Cluster, *kubern
 				t.Error(err)
 			}
 		}
-		_ = os.RemoveAll(dir)
+		_ = os.RemoveAll(o.Dir)
 	})
 	if err != nil {
 		t.Fatal(err)

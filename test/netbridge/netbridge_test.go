@@ -35,14 +35,7 @@ import (
 // as it was.
 func TestNetbridge(t *testing.T) {
 	b := newBed(t)
-	var pods []*pod
-	for _, h := range b.hosts {
-		pods = append(pods, h.pod())
-	}
-	for _, c := range []struct {
-		name string
-		test func(*testing.T, *bed, []*pod)
-	}{
+	walk(t, b, b, []step[*bed]{
 		{"everybody reaches everybody", reach},
 		{"large packets", largePackets},
 		{"anybody on the way can read", readable},
@@ -56,16 +49,7 @@ func TestNetbridge(t *testing.T) {
 		{"new hosts", newHosts},
 		{"status and metrics", told},
 		{"a machine leaves", removed},
-	} {
-		ok := t.Run(c.name, func(sub *testing.T) {
-			b.t = sub
-			c.test(sub, b, pods)
-		})
-		b.t = t
-		if !ok {
-			t.FailNow()
-		}
-	}
+	})
 }
 
 // Pods and hosts, all to all, by TCP; the one who is called sees who calls.

@@ -34,27 +34,11 @@ func outage(t *testing.T, short time.Duration) time.Duration {
 // TestOutages: Consul runs, and the agents do not have it all the same.
 func TestOutages(t *testing.T) {
 	b := newACLBed(t)
-	var pods []*pod
-	for _, h := range b.hosts {
-		pods = append(pods, h.pod())
-	}
-	for _, c := range []struct {
-		name string
-		test func(*testing.T, *aclBed, []*pod)
-	}{
+	walk(t, b.bed, b, []step[*aclBed]{
 		{"packets dropped", unreachable},
 		{"token deleted, then replaced", tokenDeleted},
 		{"rights cut", rightsCut},
-	} {
-		ok := t.Run(c.name, func(sub *testing.T) {
-			b.t = sub
-			c.test(sub, b, pods)
-		})
-		b.t = t
-		if !ok {
-			t.FailNow()
-		}
-	}
+	})
 }
 
 // aclBed is a bed whose agents share a token.

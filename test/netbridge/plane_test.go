@@ -107,16 +107,8 @@ func (p *plane) setUp() {
 
 func (p *plane) up() {
 	t := p.t
-	kubelet, err := exec.LookPath("nomad-kubelet")
-	if err != nil {
-		t.Fatal(err)
-	}
-	base := hybridPorts
-	if n, err := strconv.Atoi(os.Getenv("E2E_PORT_BASE")); err == nil {
-		base = n
-	}
-	p.c, err = devcluster.Up(t.Context(), devcluster.Options{
-		Dir: p.dir, BinDir: filepath.Dir(kubelet), PortBase: base, NoDocker: true, NoNomadKubelet: true, SplitNomad: true, ACL: true, Out: os.Stdout,
+	p.c, p.kube = cluster(t, devcluster.Options{
+		Dir: p.dir, NoDocker: true, NoNomadKubelet: true, SplitNomad: true, ACL: true,
 		// A client that is gone is down after seconds, and one whose allocations wait for
 		// it is disconnected before that.
 		ExtraNomadHCL: fmt.Sprintf(`server {
@@ -134,30 +126,8 @@ plugin "raw_exec" {
 }
 `, p.cniConfig()),
 	})
-	t.Cleanup(func() {
-		if p.c == nil {
-			return
-		}
-		if err := p.c.Down(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	rest, err := p.c.RESTConfig()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p.kube, err = kubernetes.NewForConfig(rest); err != nil {
-		t.Fatal(err)
-	}
-	management, err := os.ReadFile(p.c.ManagementTokenFile())
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.nomad, err = nomadapi.NewClient(&nomadapi.Config{Address: p.c.NomadAddress(), SecretID: strings.TrimSpace(string(management))})
-	if err != nil {
+	var err error
+	if p.nomad, err = p.c.NomadClient(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -27,14 +27,7 @@ import (
 // process that carries its device.
 func TestWireGuard(t *testing.T) {
 	b := encryptedBed(t)
-	var pods []*pod
-	for _, h := range b.hosts {
-		pods = append(pods, h.pod())
-	}
-	for _, c := range []struct {
-		name string
-		test func(*testing.T, *bed, []*pod)
-	}{
+	walk(t, b, b, []step[*bed]{
 		{"everybody reaches everybody", reach},
 		{"large packets", largeEncrypted},
 		{"nobody on the way can read", unreadable},
@@ -43,16 +36,7 @@ func TestWireGuard(t *testing.T) {
 		{"a forged key", forged},
 		{"a node set up anew", anew},
 		{"a machine with WireGuard leaves", leaves},
-	} {
-		ok := t.Run(c.name, func(sub *testing.T) {
-			b.t = sub
-			c.test(sub, b, pods)
-		})
-		b.t = t
-		if !ok {
-			t.FailNow()
-		}
-	}
+	})
 }
 
 // encryptedBed is newBed with WireGuard.
