@@ -1,13 +1,11 @@
 package translate
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 const (
@@ -265,89 +263,6 @@ type Result struct {
 	Notes       []Note
 }
 
-// Files is what the companion writes before the containers start, and again
-// when an object changes. Paths are the companion's own.
-type Files struct {
-	Volumes []FileVolume
-	Dirs    []Dir
-	Disks   []Disk
-	// Guest is the MAC of a VM's guest that is to have the pod's address, empty
-	// for none.
-	Guest string
-	// Items are the sources of the files' contents.
-	Items []Item
-}
-
-// FileVolume is a directory whose files change at once.
-type FileVolume struct {
-	Path  string
-	GID   *int64 // that owns it, root's without
-	Files []VolumeFile
-}
-
-// VolumeFile holds an item's value, or Data when Item is empty.
-type VolumeFile struct {
-	Path string
-	Item string // key of an item
-	Data string
-	Mode int32
-}
-
-// Disk is one of a VM's, made once before it starts. It begins as a copy of Base,
-// or empty, or holds Files.
-type Disk struct {
-	Path string
-	// Base is an image, qcow2 or raw, of which only what the VM changes is stored
-	// in the disk; Backing is how qemu names it, relative to the disk or absolute, and
-	// Image the user.
-	Base, Backing, Image string
-	// SizeMB is the disk's size, 0 for the image's.
-	SizeMB int64
-	// Raw disks have no format, and are kept when the pod goes; of those that are
-	// ReadOnly none is made.
-	Raw, ReadOnly bool
-	// Label is the name of the file system (ISO 9660) that Files lie on.
-	Label string
-	// Archive is set for a disk that is an archive (tar) of Files and Program, and
-	// is kept current.
-	Archive bool
-	Files   []VolumeFile
-	Program *Program
-}
-
-// Program is a container's process, in a VM: its environment, and the words of its
-// command, none for what the VM itself starts.
-type Program struct {
-	Env   []Variable
-	Words []Value
-	// Dir is the command's working directory, and Message the file of its
-	// termination message.
-	Dir, Message string
-}
-
-// Variable is one of the environment.
-type Variable struct {
-	Name  string
-	Value Value
-}
-
-// Value is put together from parts.
-type Value []Part
-
-// Part of a value: Text, or an item's value, or a variable in the companion's
-// environment.
-type Part struct{ Text, Item, Run string }
-
-// Dir is a directory for the containers to write in.
-type Dir struct {
-	Path string
-	GID  *int64
-	Mode uint32
-	// Kept directories that are there keep their mode and owner, but that they are
-	// given to the group, if there is one.
-	Kept bool
-}
-
 // Refusal names a field that this virtual node cannot carry, why, and the
 // remedy.
 type Refusal struct{ Field, Reason string }
@@ -373,80 +288,3 @@ type MissingError struct {
 }
 
 func (e *MissingError) Error() string { return strings.Join(slices.Concat(e.Messages, e.Claims), "; ") }
-
-// JobID is the ID of a pod's job: k8s-<cluster>-<pod UID>. It has no dots,
-// which Variable paths do not take, and none is a prefix of another.
-func JobID(cluster string, uid types.UID) string {
-	return fmt.Sprintf("k8s-%s-%s", cluster, uid)
-}
-
-// JobIDPrefix is common to the jobs of a cluster's pods and to no others.
-func JobIDPrefix(cluster string) string { return "k8s-" + cluster + "-" }
-
-// PodUID is the inverse of [JobID]; ok is false for jobs of others, those of
-// other clusters included.
-func PodUID(cluster, jobID string) (uid types.UID, ok bool) {
-	rest, ok := strings.CutPrefix(jobID, JobIDPrefix(cluster))
-	return types.UID(rest), ok && rest != ""
-}
-
-// CompanionID is the ID of a job that runs beside a pod's own, on the same
-// client: k8sx-<cluster>-<pod UID>-<name>.
-func CompanionID(cluster string, uid types.UID, name string) string {
-	return CompanionPrefix(cluster, uid) + name
-}
-
-// CompanionPrefix is common to the companion jobs of a pod and to no others.
-func CompanionPrefix(cluster string, uid types.UID) string {
-	return companionPrefix(cluster) + string(uid) + "-"
-}
-
-func companionPrefix(cluster string) string { return "k8sx-" + cluster + "-" }
-
-// JobIDPrefixes are those of all jobs of a cluster's pods, companions included,
-// and of no others.
-func JobIDPrefixes(cluster string) []string {
-	return []string{JobIDPrefix(cluster), companionPrefix(cluster)}
-}
-
-// uidLength is how long the UIDs of the API server are (RFC 4122).
-const uidLength = 36
-
-// Owner is the inverse of [JobID] and [CompanionID]: companion is empty for the
-// pod's own job. ok is false for jobs of others, those of other clusters
-// included.
-func Owner(cluster, jobID string) (uid types.UID, companion string, ok bool) {
-	if uid, ok := PodUID(cluster, jobID); ok {
-		return uid, "", true
-	}
-	rest, ok := strings.CutPrefix(jobID, companionPrefix(cluster))
-	if !ok || len(rest) < uidLength+2 || rest[uidLength] != '-' {
-		return "", "", false
-	}
-	return types.UID(rest[:uidLength]), rest[uidLength+1:], true
-}
-
-// TaskName is the task of a container. Nomad reserves "alloc".
-func TaskName(container string) string {
-	if container == "alloc" {
-		return "alloc-"
-	}
-	return container
-}
-
-// VariablePath is where a job's projected data lies.
-func VariablePath(jobID string) string { return "nomad/jobs/" + jobID }
-
-// GatePath is the Variable that opens or holds a task; see [Result.ClosedGates].
-func GatePath(jobID, task string) string {
-	return "nomad/jobs/" + jobID + "/" + GroupName + "/" + task
-}
-
-// The items of a gate Variable. A task that started open is held while its
-// gate exists with GateHold; one that started closed waits until its gate
-// exists with GateOpen, and is held again by GateHold.
-const (
-	GateItem = "gate"
-	GateOpen = "open"
-	GateHold = "hold"
-)
