@@ -126,7 +126,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.followNode(ctx, stop)
 	}
 	go a.claim(ctx, a.state.Own)
-	w := &registry.Watcher{Registry: a.registry, Self: a.id, Health: a.healthy, Handle: func(l registry.List) {
+	w := &registry.Watcher{Registry: a.registry, Self: a.id, Parts: a.Config.Watch.Parts, Health: a.healthy, Handle: func(l registry.List) {
 		select {
 		case a.lists <- l:
 		case <-ctx.Done():

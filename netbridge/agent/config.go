@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
 )
 
 // nodeNameEnv is what a DaemonSet sets to spec.nodeName.
@@ -29,6 +30,7 @@ type Config struct {
 	Kubernetes Kubernetes `json:"kubernetes,omitempty"`
 	CNI        CNI        `json:"cni,omitempty"`
 	DNS        DNS        `json:"dns,omitempty"`
+	Watch      Watch      `json:"watch,omitempty"`
 	// StateDir keeps the peers file and the address store over a restart of the
 	// machine.
 	StateDir string `json:"stateDir,omitempty"`
@@ -58,6 +60,13 @@ type Node struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs,omitempty"`
 	// Blocks is how many a Nomad client claims.
 	Blocks int `json:"blocks,omitempty"`
+}
+
+// Watch says how the other nodes' records are followed.
+type Watch struct {
+	// Parts is 1, or 16: then a change brings a sixteenth of the records, and sixteen
+	// queries for each kind of nodes wait at Consul in place of one.
+	Parts int `json:"parts,omitempty"`
 }
 
 // Consul says how to reach it; what is empty comes from CONSUL_HTTP_ADDR and its
@@ -145,6 +154,7 @@ func (c *Config) Complete() {
 	def(&c.Socket, "/run/netbridge/agent.sock")
 	def(&c.MetricsAddress, "127.0.0.1:9477")
 	def(&c.Device, "nb0")
+	def(&c.Watch.Parts, 1)
 	def(&c.LogLevel, "info")
 	def(&c.LogFormat, "text")
 	def(&c.DNS.ConsulDomain, "consul")
@@ -222,6 +232,9 @@ func (c *Config) Validate() error {
 		if _, err := netip.ParseAddrPort(server); err != nil {
 			bad("dns: %q is no address with a port", server)
 		}
+	}
+	if p := c.Watch.Parts; p != 1 && p != registry.Parts {
+		bad("watch.parts: %d is neither 1 nor %d", p, registry.Parts)
 	}
 	if c.MetricsAddress != "none" {
 		if _, _, err := net.SplitHostPort(c.MetricsAddress); err != nil {

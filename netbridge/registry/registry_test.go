@@ -68,6 +68,7 @@ func TestRegistry(t *testing.T) {
 		{"kubernetes node", kubernetesNode},
 		{"settings", settingsStay},
 		{"watch", watch},
+		{"watch in parts", watchInParts},
 	} {
 		wipe(t)
 		t.Run(c.name, func(t *testing.T) { c.test(t, r, s, srv.Client.KV()) })
@@ -344,9 +345,9 @@ func settingsStay(t *testing.T, r *Registry, s fabric.Settings, _ *api.KV) {
 }
 
 // follow runs a watcher and hands out its lists.
-func follow(t *testing.T, r *Registry, self fabric.ID) (<-chan List, <-chan error) {
+func follow(t *testing.T, r *Registry, self fabric.ID, parts int) (<-chan List, <-chan error) {
 	lists, healths := make(chan List, 100), make(chan error, 1000)
-	w := &Watcher{Registry: r, Self: self, Handle: func(l List) { lists <- l }, Health: func(err error) { healths <- err }}
+	w := &Watcher{Registry: r, Self: self, Parts: parts, Handle: func(l List) { lists <- l }, Health: func(err error) { healths <- err }}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { w.Run(ctx); close(done) }()
@@ -374,7 +375,7 @@ func watch(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
 	if _, err := r.Claim(t.Context(), request(s, 1)); err != nil {
 		t.Fatal(err)
 	}
-	lists, _ := follow(t, r, "nomad/01")
+	lists, _ := follow(t, r, "nomad/01", 1)
 	until(t, lists, "this node", func(l List) bool { return l.Incomplete == nil && len(l.Nodes) == 1 })
 	var took []time.Duration
 	for i := 2; i < 12; i++ {
@@ -405,14 +406,80 @@ func watch(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
 	until(t, lists, "this node again", func(l List) bool { return l.Incomplete == nil && len(l.Nodes) == 1 })
 }
 
+// In parts nobody is woken by the sentinel: what is missing is gone only if it is there.
+func watchInParts(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
+	for i := range 12 {
+		if _, err := r.Claim(t.Context(), request(s, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lists, _ := follow(t, r, "nomad/01", Parts)
+	until(t, lists, "all nodes", func(l List) bool { return l.Incomplete == nil && len(l.Nodes) == 12 })
+	began := time.Now()
+	if _, err := r.Claim(t.Context(), request(s, 12)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, lists, "the new node", func(l List) bool { return l.Incomplete == nil && len(l.Nodes) == 13 })
+	t.Logf("from a claim's beginning to the list at another: %s", time.Since(began))
+	if _, err := kv.Delete(r.prefix+"nodes/nomad/05", nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, lists, "one node less", func(l List) bool { return l.Incomplete == nil && len(l.Nodes) == 12 })
+	put(t, kv, r.prefix+"nodes/k8s/f9", "no record")
+	until(t, lists, "a broken record", func(l List) bool { return l.Incomplete != nil && len(l.Broken) == 1 })
+	if _, err := kv.Delete(r.prefix+"nodes/k8s/f9", nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, lists, "peace", func(l List) bool { return l.Incomplete == nil })
+	keys, _, err := kv.Keys(r.prefix+"nodes/", "", nil)
+	if err != nil || !strings.HasSuffix(keys[0], sentinel) {
+		t.Fatal(keys, err)
+	}
+	for _, key := range keys {
+		if _, err := kv.Delete(key, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, lists, "nothing", func(l List) bool {
+		if l.Incomplete == nil && len(l.Nodes) < 12 {
+			t.Errorf("an emptied Consul brings a complete list of %d nodes", len(l.Nodes))
+		}
+		return len(l.Nodes) == 0
+	})
+	// Its own record alone is not all there was.
+	if _, err := r.Claim(t.Context(), request(s, 1)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, lists, "this node alone", func(l List) bool {
+		return len(l.Nodes) == 1 && l.Incomplete != nil && strings.Contains(l.Incomplete.Error(), ".keep is missing")
+	})
+	put(t, kv, r.prefix+sentinel, struct{}{})
+	until(t, lists, "a complete list again", func(l List) bool { return l.Incomplete == nil && len(l.Nodes) == 1 })
+}
+
+func TestMayDivide(t *testing.T) {
+	if err := MayDivide("nomad/0b7d3c52-0000-4000-8000-000000000001"); err != nil {
+		t.Error(err)
+	}
+	if err := MayDivide("nomad/machine"); err == nil || !strings.Contains(err.Error(), "machine") {
+		t.Error(err)
+	}
+}
+
 // A server that was away and comes back, and one that only hangs, never bring a
 // list that takes something away; changes come again soon after.
 func TestWatchThroughOutages(t *testing.T) {
+	for _, parts := range []int{1, Parts} {
+		t.Run(fmt.Sprint(parts), func(t *testing.T) { throughOutages(t, parts) })
+	}
+}
+
+func throughOutages(t *testing.T, parts int) {
 	r, s, srv := open(t, false)
 	if _, err := r.Claim(t.Context(), request(s, 1)); err != nil {
 		t.Fatal(err)
 	}
-	lists, healths := follow(t, r, "nomad/01")
+	lists, healths := follow(t, r, "nomad/01", parts)
 	until(t, lists, "this node", func(l List) bool { return l.Incomplete == nil })
 	for i, outage := range []struct {
 		name     string
@@ -486,7 +553,7 @@ func TestListsThatRightsHaveCut(t *testing.T) {
 	if _, err := full.Claim(t.Context(), request(s, 3)); err != nil {
 		t.Errorf("with the deployed policy: %v", err)
 	}
-	all, _ := follow(t, full, "nomad/03")
+	all, _ := follow(t, full, "nomad/03", 1)
 	if l := until(t, all, "anything", func(List) bool { return true }); l.Incomplete != nil || len(l.Nodes) != 4 {
 		t.Errorf("with the deployed policy: %d nodes, %v", len(l.Nodes), l.Incomplete)
 	}
@@ -495,7 +562,7 @@ func TestListsThatRightsHaveCut(t *testing.T) {
 	}
 	part := policy(`key_prefix "netbridge/v1/test/nodes/.keep" { policy = "read" } key_prefix "netbridge/v1/test/nodes/nomad/01" { policy = "read" }
 key_prefix "netbridge/v1/test/blocks/10.77.0" { policy = "read" }`)
-	lists, _ := follow(t, part, "nomad/01")
+	lists, _ := follow(t, part, "nomad/01", 1)
 	l := until(t, lists, "anything", func(List) bool { return true })
 	if l.Incomplete == nil || !strings.Contains(l.Incomplete.Error(), "may not read all") {
 		t.Errorf("%d of 3 nodes are taken for all: %v", len(l.Nodes), l.Incomplete)
@@ -504,7 +571,7 @@ key_prefix "netbridge/v1/test/blocks/10.77.0" { policy = "read" }`)
 		t.Errorf("claims that a token may not see look free: %v", err)
 	}
 	// No rights at all.
-	none, healths := follow(t, policy(`key_prefix "other/" { policy = "read" }`), "nomad/01")
+	none, healths := follow(t, policy(`key_prefix "other/" { policy = "read" }`), "nomad/01", 1)
 	for limit, told := time.After(30*time.Second), false; !told; {
 		select {
 		case l := <-none:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,6 +51,9 @@ type Watcher struct {
 	Registry *Registry
 	// Self must be in a complete list.
 	Self fabric.ID
+	// Parts is 1, or [Parts]: then each change brings only a part of the records, for as
+	// many times the number of queries that wait at Consul.
+	Parts int
 	// Handle takes each list, from one goroutine.
 	Handle func(List)
 	// Health is told nil or what is wrong with Consul, whenever it was asked.
@@ -58,12 +62,60 @@ type Watcher struct {
 
 // Run returns when ctx ends.
 func (w *Watcher) Run(ctx context.Context) {
+	dirs := w.dirs()
+	type update struct {
+		of int
+		answer
+	}
+	updates := make(chan update)
+	backs := w.pings(ctx, len(dirs))
+	for i, dir := range dirs {
+		go w.follow(ctx, dir, backs[i], func(a answer) {
+			select {
+			case updates <- update{i, a}:
+			case <-ctx.Done():
+			}
+		})
+	}
+	answers, heard := make([]answer, len(dirs)), 0
+	var known map[fabric.ID]fabric.Node
+	var doubt <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-doubt:
+		case u := <-updates:
+			if answers[u.of].meta == nil {
+				heard++
+			}
+			answers[u.of] = u.answer
+		}
+		switch {
+		case heard < len(dirs):
+		case len(dirs) == 1:
+			w.Handle(w.whole(answers[0]))
+		default:
+			l := w.merge(ctx, answers, known)
+			doubt = nil
+			if l.Incomplete == nil {
+				known = l.Nodes
+			} else {
+				// What ends it may wake none of the queries.
+				doubt = time.After(maxWatchWait)
+			}
+			w.Handle(l)
+		}
+	}
+}
+
+// follow asks for one directory until ctx ends, and hands on each answer.
+func (w *Watcher) follow(ctx context.Context, dir string, again <-chan struct{}, handle func(answer)) {
 	var index uint64
 	backoff := interval
-	again := w.pings(ctx)
 	pace := rate.NewLimiter(rate.Every(interval), burst)
 	for pace.Wait(ctx) == nil {
-		list, err := w.list(ctx, index, again)
+		a, err := w.ask(ctx, dir, index, again)
 		if errors.Is(err, errAgain) {
 			index = 0
 			continue
@@ -77,16 +129,17 @@ func (w *Watcher) Run(ctx context.Context) {
 		}
 		backoff = interval
 		w.Health(nil)
-		if list.Index < index {
+		at := a.meta.LastIndex
+		if at < index {
 			// Restored from a snapshot, or tombstones reaped: a greater index may
 			// never come.
 			index = 0
 			continue
 		}
-		if list.Index != index || index == 0 {
-			w.Handle(list)
-		}
-		index = max(list.Index, 1)
+		// Also when nothing is new: a tree that was deleted from above a part does not
+		// wake those who wait for the part (agent/consul/state/graveyard.go).
+		handle(a)
+		index = max(at, 1)
 	}
 }
 
@@ -97,10 +150,13 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// pings returns a channel that has something in it when Consul is back after it
+// pings returns channels that have something in them when Consul is back after it
 // was away, which is when a query that hangs is to be given up.
-func (w *Watcher) pings(ctx context.Context) <-chan struct{} {
-	back := make(chan struct{}, 1)
+func (w *Watcher) pings(ctx context.Context, n int) []chan struct{} {
+	backs := make([]chan struct{}, n)
+	for i := range backs {
+		backs[i] = make(chan struct{}, 1)
+	}
 	go func() {
 		away := false
 		for ctx.Err() == nil {
@@ -109,23 +165,25 @@ func (w *Watcher) pings(ctx context.Context) <-chan struct{} {
 				w.Health(err)
 			}
 			if err == nil && away {
-				select {
-				case back <- struct{}{}:
-				default:
+				for _, back := range backs {
+					select {
+					case back <- struct{}{}:
+					default:
+					}
 				}
 			}
 			away = err != nil
 			sleep(ctx, pingInterval)
 		}
 	}()
-	return back
+	return backs
 }
 
 // errAgain says that a query was given up because Consul is back.
 var errAgain = errors.New("consul is back")
 
-// list is one blocking query.
-func (w *Watcher) list(ctx context.Context, index uint64, again <-chan struct{}) (List, error) {
+// ask is one blocking query.
+func (w *Watcher) ask(ctx context.Context, dir string, index uint64, again <-chan struct{}) (answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+grace)
 	defer cancel()
 	ctx, giveUp := context.WithCancelCause(ctx)
@@ -138,23 +196,30 @@ func (w *Watcher) list(ctx context.Context, index uint64, again <-chan struct{})
 		}
 	}()
 	q := (&api.QueryOptions{AllowStale: true, WaitIndex: index, WaitTime: wait}).WithContext(ctx)
-	pairs, meta, err := w.Registry.client.KV().List(w.Registry.prefix+"nodes/", q)
-	if err != nil {
-		if context.Cause(ctx) == errAgain {
-			err = errAgain
-		}
-		return List{}, err
+	pairs, meta, err := w.Registry.client.KV().List(w.Registry.prefix+dir, q)
+	if err != nil && context.Cause(ctx) == errAgain {
+		err = errAgain
 	}
-	return w.read(pairs, meta), nil
+	return answer{pairs, meta}, err
 }
 
-func (w *Watcher) read(pairs api.KVPairs, meta *api.QueryMeta) List {
-	l := List{Nodes: map[fabric.ID]fabric.Node{}, Broken: map[string]error{}, Index: meta.LastIndex}
-	kept := false
-	for _, p := range pairs {
+// whole is the list of one answer that has all there is.
+func (w *Watcher) whole(a answer) List {
+	l := w.part(a)
+	kept := slices.ContainsFunc(a.pairs, func(p *api.KVPair) bool { return p.Key == w.Registry.prefix+sentinel })
+	if l.Incomplete == nil && !kept {
+		l.Incomplete = fmt.Errorf("%s%s is missing", w.Registry.prefix, sentinel)
+	}
+	w.settle(&l)
+	return l
+}
+
+// part is what one answer has, and whether Consul vouches for it.
+func (w *Watcher) part(a answer) List {
+	l := List{Nodes: map[fabric.ID]fabric.Node{}, Broken: map[string]error{}, Index: a.meta.LastIndex}
+	for _, p := range a.pairs {
 		key := strings.TrimPrefix(p.Key, w.Registry.prefix)
 		if key == sentinel {
-			kept = true
 			continue
 		}
 		id := fabric.ID(strings.TrimPrefix(key, "nodes/"))
@@ -165,17 +230,23 @@ func (w *Watcher) read(pairs api.KVPairs, meta *api.QueryMeta) List {
 		}
 		l.Nodes[id] = n
 	}
-	switch _, own := l.Nodes[w.Self]; {
-	case !meta.KnownLeader:
+	switch {
+	case !a.meta.KnownLeader:
 		l.Incomplete = errors.New("consul knows no leader")
-	case meta.ResultsFilteredByACLs:
+	case a.meta.ResultsFilteredByACLs:
 		l.Incomplete = fmt.Errorf("the token may not read all of %snodes/", w.Registry.prefix)
-	case !kept:
-		l.Incomplete = fmt.Errorf("%s%s is missing", w.Registry.prefix, sentinel)
+	}
+	return l
+}
+
+// settle looks at what a list has as a whole.
+func (w *Watcher) settle(l *List) {
+	_, own := l.Nodes[w.Self]
+	switch {
+	case l.Incomplete != nil:
 	case !own:
 		l.Incomplete = fmt.Errorf("this node's own record, nodes/%s, %w", w.Self, ErrNoRecord)
 	case len(l.Broken) > 0:
 		l.Incomplete = fmt.Errorf("%d records cannot be read", len(l.Broken))
 	}
-	return l
 }

@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -44,6 +45,10 @@ type host struct {
 	bed *bed
 	ep  netip.Addr
 	dir string
+	// id is the node's, if it is not the name; parts are those in which its agent
+	// follows the others.
+	id    string
+	parts int
 }
 
 func newBed(b *testing.B) *bed {
@@ -142,9 +147,10 @@ func (h *host) agent(fabricName, device, consul string) (*exec.Cmd, func() (agen
 	h.bed.b.Helper()
 	socket := filepath.Join(h.dir, "sock")
 	config, err := json.Marshal(map[string]any{
-		"fabric": fabricName, "device": device, "node": map[string]any{"kind": "nomad", "id": h.Name}, "nomad": map[string]any{"disabled": true},
+		"fabric": fabricName, "device": device, "node": map[string]any{"kind": "nomad", "id": cmp.Or(h.id, h.Name)}, "nomad": map[string]any{"disabled": true},
 		"consul": map[string]any{"address": consul}, "cni": map[string]any{"configDir": filepath.Join(h.dir, "cni")},
 		"stateDir": filepath.Join(h.dir, "state"), "socket": socket, "metricsAddress": "none",
+		"watch": map[string]any{"parts": max(1, h.parts)},
 	})
 	must(h.bed.b, err)
 	file := filepath.Join(h.dir, "agent.json")

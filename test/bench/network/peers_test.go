@@ -19,6 +19,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/agent"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
 )
 
 // many is the fabric of one agent and its many peers, which are records alone.
@@ -29,15 +30,27 @@ type many struct {
 	own      fabric.Node
 	peers    int
 	pid      int
+	parts    int
 	bytes    atomic.Int64 // from Consul to the agent
 }
 
-// BenchmarkManyPeers tells what one agent takes, and what a change costs.
+// BenchmarkManyPeers tells what one agent takes, and what a change costs, also where
+// it follows the records in parts.
 func BenchmarkManyPeers(b *testing.B) {
 	has(b, "netbridge", "consul", "nft")
-	m := &many{bed: newBed(b)}
+	for _, c := range []struct {
+		parts int
+		peers []int
+	}{{1, []int{100, 300, 1000}}, {registry.Parts, []int{1000}}} {
+		b.Run(fmt.Sprint(c.parts), func(b *testing.B) { manyPeers(b, c.parts, c.peers) })
+	}
+}
+
+func manyPeers(b *testing.B, parts int, peers []int) {
+	m := &many{bed: newBed(b), parts: parts}
 	_, m.settings = m.fabric("many", fabric.BackendVXLAN)
 	m.host = m.bed.host()
+	m.host.id, m.host.parts = uuid.NewSHA1(uuid.NameSpaceOID, []byte("own")).String(), parts
 	cmd, ask := m.host.agent("many", "nb0", m.counted(router+":8500"))
 	m.pid = cmd.Process.Pid
 	await(b, "record of its own", 30*time.Second, func() bool {
@@ -45,7 +58,7 @@ func BenchmarkManyPeers(b *testing.B) {
 		m.own = st.Own
 		return err == nil && st.Own.Host.IsValid()
 	})
-	for _, n := range []int{100, 300, 1000} {
+	for _, n := range peers {
 		m.fill(n)
 		await(b, "peers", time.Minute, func() bool {
 			st, err := ask()
@@ -54,6 +67,14 @@ func BenchmarkManyPeers(b *testing.B) {
 		m.change(n)
 	}
 	m.rest(ask)
+}
+
+// of names what a figure is of.
+func (m *many) of(peers int) string {
+	if m.parts > 1 {
+		return fmt.Sprintf("%d peers in %d parts", peers, m.parts)
+	}
+	return fmt.Sprintf("%d peers", peers)
 }
 
 // counted is the address of a way to Consul on which its bytes are counted.
@@ -141,10 +162,10 @@ func (m *many) change(n int) {
 	}
 	_, last := m.record(n + changes - 1)
 	await(m.b, "end of the last route", 10*time.Second, func() bool { return !m.routed(last.CIDRs[0]) })
-	figures.add(fmt.Sprintf("%d peers: from a record's write to the route", n),
+	figures.add(m.of(n)+": from a record's write to the route",
 		fmt.Sprintf("p50 %d ms, longest %d ms", quantile(took, 0.5).Milliseconds(), quantile(took, 1).Milliseconds()), "")
-	figures.add(fmt.Sprintf("%d peers: a change brings an agent from Consul", n), fmt.Sprintf("%.0f kB", perBytes/1000), fmt.Sprintf("%.0f bytes a peer", perBytes/float64(n)))
-	figures.add(fmt.Sprintf("%d peers: a change costs an agent", n), fmt.Sprintf("%.0f ms of CPU", perCPU*1000), "")
+	figures.add(m.of(n)+": a change brings an agent from Consul", fmt.Sprintf("%.0f kB", perBytes/1000), fmt.Sprintf("%.0f bytes a peer", perBytes/float64(n)))
+	figures.add(m.of(n)+": a change costs an agent", fmt.Sprintf("%.0f ms of CPU", perCPU*1000), "")
 }
 
 func (m *many) routed(to netip.Prefix) bool {
@@ -166,7 +187,7 @@ func (m *many) rest(ask func() (agent.Status, error)) {
 	perSecond := float64(m.bytes.Load()-got) / idle.Seconds()
 	st, err := ask()
 	must(m.b, err)
-	figures.add(fmt.Sprintf("%d peers: an agent at rest", len(st.Peers)),
+	figures.add(m.of(len(st.Peers))+": an agent at rest",
 		fmt.Sprintf("%.1f %% of a core, %.0f MiB resident, %.1f kB/s from Consul", 100*share, resident(m.b, m.pid), perSecond/1000), "")
 }
 
