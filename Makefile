@@ -25,7 +25,7 @@ CONSUL := 1.21.0
 METRICS_SERVER := v0.8.0
 
 # Where several goroutines meet; run once more with the race detector.
-CONCURRENT := ./nomadprovider/pods ./nomadprovider/probes ./nomadprovider/prober ./nomadprovider/taskexec ./nomadprovider/allocs ./nomadprovider/projection ./nomadprovider/companion ./nomadprovider/companion/vmimage ./nomadprovider/dockerproxy ./internal/nomadstream
+CONCURRENT := ./nomadprovider/pods ./nomadprovider/probes ./nomadprovider/prober ./nomadprovider/taskexec ./nomadprovider/allocs ./nomadprovider/projection ./nomadprovider/companion ./nomadprovider/companion/vmimage ./nomadprovider/dockerproxy ./internal/nomadstream ./netbridge/registry ./netbridge/resolver ./netbridge/controller/follow
 
 # A Go build says nothing for minutes; -v names each package as it is compiled,
 # which is too much. One line for each hundred is about right.
