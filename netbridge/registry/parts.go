@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/consul/api"
@@ -44,6 +45,14 @@ func (w *Watcher) dirs() []string {
 type answer struct {
 	pairs api.KVPairs
 	meta  *api.QueryMeta
+}
+
+// same says whether b has the same records, vouched for alike.
+func (a answer) same(b answer) bool {
+	if b.meta == nil || a.meta.KnownLeader != b.meta.KnownLeader || a.meta.ResultsFilteredByACLs != b.meta.ResultsFilteredByACLs {
+		return false
+	}
+	return slices.EqualFunc(a.pairs, b.pairs, func(p, q *api.KVPair) bool { return p.Key == q.Key && p.ModifyIndex == q.ModifyIndex })
 }
 
 // merge makes one list of what the queries have brought last. what a complete list

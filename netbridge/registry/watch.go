@@ -109,9 +109,11 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// follow asks for one directory until ctx ends, and hands on each answer.
+// follow asks for one directory until ctx ends, and hands on each answer that is not
+// like the last.
 func (w *Watcher) follow(ctx context.Context, dir string, again <-chan struct{}, handle func(answer)) {
 	var index uint64
+	var last answer
 	backoff := interval
 	pace := rate.NewLimiter(rate.Every(interval), burst)
 	for pace.Wait(ctx) == nil {
@@ -121,7 +123,7 @@ func (w *Watcher) follow(ctx context.Context, dir string, again <-chan struct{},
 			continue
 		}
 		if err != nil {
-			index = 0
+			index, last = 0, answer{}
 			w.Health(err)
 			sleep(ctx, backoff/2+rand.N(backoff))
 			backoff = min(2*backoff, maxWatchWait)
@@ -136,10 +138,13 @@ func (w *Watcher) follow(ctx context.Context, dir string, again <-chan struct{},
 			index = 0
 			continue
 		}
-		// Also when nothing is new: a tree that was deleted from above a part does not
-		// wake those who wait for the part (agent/consul/state/graveyard.go).
-		handle(a)
-		index = max(at, 1)
+		// The index alone does not tell: a tree that was deleted from above a part leaves
+		// the part's as it was, and an empty part's is that of all keys
+		// (agent/consul/state/kvs.go, kvsListTxn).
+		if !a.same(last) {
+			handle(a)
+		}
+		index, last = max(at, 1), a
 	}
 }
 
