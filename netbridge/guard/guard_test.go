@@ -174,7 +174,7 @@ func TestOnlyDriftIsWritten(t *testing.T) {
 func TestPeersComeAndGo(t *testing.T) {
 	r := lab(t)
 	r.ensure(t)
-	before := r.Run("nft -a list chain ip netbridge outside")
+	before := r.Run("nft -a list chain ip netbridge tunnel")
 	goal := rules()
 	goal.Endpoints = nil
 	for i := range 1200 {
@@ -205,7 +205,7 @@ func TestPeersComeAndGo(t *testing.T) {
 	if strings.Count(out, "198.18.") != 1200 || !strings.Contains(out, "203.0.113.9") || strings.Contains(out, "192.0.2.1") {
 		t.Error(out)
 	}
-	if now := r.Run("nft -a list chain ip netbridge outside"); now != before {
+	if now := r.Run("nft -a list chain ip netbridge tunnel"); now != before {
 		t.Errorf("rules were written:\n%s\n%s", before, now)
 	}
 	// What others do to the set is seen and mended; a table that is gone is written
@@ -343,7 +343,7 @@ func TestStrangersAreDropped(t *testing.T) {
 	r.far.Run("ip addr add 192.0.2.66/32 dev eth0")
 	r.Run("ip route add 192.0.2.0/24 via 10.78.0.2")
 	// The inner rule would drop these addresses on nb0: look at the outer one alone.
-	r.Run("nft flush chain ip netbridge inside")
+	r.Run("nft flush chain ip netbridge inner")
 	if s := source(t, r.far, r.NS, "10.78.0.1:8473", "192.0.2.1"); s != "192.0.2.1" {
 		t.Errorf("a peer's packet: %s", s)
 	}

@@ -51,20 +51,29 @@ func (r Rules) transaction(nft knftables.Interface) *knftables.Transaction {
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
 	tx.Add(&knftables.Set{Name: peerSet, Type: "ipv4_addr"})
-	chain := func(name string, t knftables.BaseChainType, h knftables.BaseChainHook, prio string, rules ...string) {
+	// Chains without a hook are for what few packets are: each packet is asked for it
+	// once, not in every rule.
+	chain := func(name string, rules ...string) {
+		tx.Add(&knftables.Chain{Name: name})
+		for _, rule := range rules {
+			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
+		}
+	}
+	hook := func(name string, t knftables.BaseChainType, h knftables.BaseChainHook, prio string, rules ...string) {
 		p := knftables.BaseChainPriority(prio)
 		tx.Add(&knftables.Chain{Name: name, Type: &t, Hook: &h, Priority: &p})
 		for _, rule := range rules {
 			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
 		}
 	}
-	chain("nomasq", knftables.NATType, knftables.PostroutingHook, "srcnat-10", r.nomasq()...)
-	chain("outside", knftables.FilterType, knftables.InputHook, "filter-10", r.outside())
-	chain("inside", knftables.FilterType, knftables.PreroutingHook, "raw",
-		fmt.Sprintf("iifname %q ip saddr != %s drop", r.Device, set(r.overlay())))
-	chain("mss", knftables.FilterType, knftables.ForwardHook, "mangle",
-		fmt.Sprintf("oifname %q tcp flags syn tcp option maxseg size set rt mtu", r.Device),
-		fmt.Sprintf("iifname %q tcp flags syn tcp option maxseg size set rt mtu", r.Device))
+	chain("inner", "ip saddr != "+set(r.overlay())+" drop")
+	chain("tunnel", r.tunnel()...)
+	chain("clamp", "oifname "+r.device()+" tcp option maxseg size set rt mtu", "iifname "+r.device()+" tcp option maxseg size set rt mtu")
+	hook("nomasq", knftables.NATType, knftables.PostroutingHook, "srcnat-10", r.nomasq()...)
+	hook("arriving", knftables.FilterType, knftables.PreroutingHook, "raw",
+		"iifname "+r.device()+" jump inner", fmt.Sprintf("udp dport %d fib daddr type local goto tunnel", r.Port))
+	hook("leaving", knftables.FilterType, knftables.OutputHook, "raw", fmt.Sprintf("udp dport %d notrack", r.Port))
+	hook("mss", knftables.FilterType, knftables.ForwardHook, "mangle", "tcp flags syn jump clamp")
 	return tx
 }
 
@@ -89,11 +98,14 @@ func (r Rules) nomasq() []string {
 	return rules
 }
 
-// outside lets nobody but peers send into the overlay: VXLAN itself asks for no
-// proof.
-func (r Rules) outside() string {
-	return fmt.Sprintf("udp dport %d ip saddr != @%s drop", r.Port, peerSet)
+// tunnel is for the overlay's packets to this machine: nobody but peers sends them,
+// since VXLAN itself asks for no proof. They are nobody's connection: tracked, each
+// flow between pods would take another place in the table, and be looked up twice.
+func (r Rules) tunnel() []string {
+	return []string{"ip saddr != @" + peerSet + " drop", "notrack"}
 }
+
+func (r Rules) device() string { return fmt.Sprintf("%q", r.Device) }
 
 // peers are who may send.
 func (r Rules) peers() map[netip.Addr]bool {

@@ -23,7 +23,7 @@ func (r *Registry) List(ctx context.Context, self fabric.ID) (List, error) {
 		return List{}, fmt.Errorf("list %snodes/: %w", r.prefix, err)
 	}
 	w := Watcher{Registry: r, Self: self}
-	return w.whole(answer{pairs, meta}), nil
+	return w.whole(w.part(answer{pairs, meta})), nil
 }
 
 // Owners tells whose the blocks and overlay addresses are; released blocks are left

@@ -55,13 +55,12 @@ func (a answer) same(b answer) bool {
 	return slices.EqualFunc(a.pairs, b.pairs, func(p, q *api.KVPair) bool { return p.Key == q.Key && p.ModifyIndex == q.ModifyIndex })
 }
 
-// merge makes one list of what the queries have brought last. what a complete list
+// merge makes one list of what the queries have brought last. What a complete list
 // had, known, and this one lacks, counts as gone only when Consul says that it has
 // not been emptied: the sentinel is in no part.
-func (w *Watcher) merge(ctx context.Context, answers []answer, known map[fabric.ID]fabric.Node) List {
+func (w *Watcher) merge(ctx context.Context, parts []part, known map[fabric.ID]fabric.Node) List {
 	l := List{Nodes: map[fabric.ID]fabric.Node{}, Broken: map[string]error{}}
-	for _, a := range answers {
-		p := w.part(a)
+	for _, p := range parts {
 		maps.Copy(l.Nodes, p.Nodes)
 		maps.Copy(l.Broken, p.Broken)
 		l.Index = max(l.Index, p.Index)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"time"
 
@@ -77,7 +76,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			}
 		})
 	}
-	answers, heard := make([]answer, len(dirs)), 0
+	parts, heard := make([]part, len(dirs)), 0
 	var known map[fabric.ID]fabric.Node
 	var doubt <-chan time.Time
 	for {
@@ -86,17 +85,17 @@ func (w *Watcher) Run(ctx context.Context) {
 			return
 		case <-doubt:
 		case u := <-updates:
-			if answers[u.of].meta == nil {
+			if parts[u.of].Nodes == nil {
 				heard++
 			}
-			answers[u.of] = u.answer
+			parts[u.of] = w.part(u.answer)
 		}
 		switch {
 		case heard < len(dirs):
 		case len(dirs) == 1:
-			w.Handle(w.whole(answers[0]))
+			w.Handle(w.whole(parts[0]))
 		default:
-			l := w.merge(ctx, answers, known)
+			l := w.merge(ctx, parts, known)
 			doubt = nil
 			if l.Incomplete == nil {
 				known = l.Nodes
@@ -208,11 +207,10 @@ func (w *Watcher) ask(ctx context.Context, dir string, index uint64, again <-cha
 	return answer{pairs, meta}, err
 }
 
-// whole is the list of one answer that has all there is.
-func (w *Watcher) whole(a answer) List {
-	l := w.part(a)
-	kept := slices.ContainsFunc(a.pairs, func(p *api.KVPair) bool { return p.Key == w.Registry.prefix+sentinel })
-	if l.Incomplete == nil && !kept {
+// whole is the list of one part that has all there is.
+func (w *Watcher) whole(p part) List {
+	l := p.List
+	if l.Incomplete == nil && !p.sentinel {
 		l.Incomplete = fmt.Errorf("%s%s is missing", w.Registry.prefix, sentinel)
 	}
 	w.settle(&l)
@@ -220,11 +218,17 @@ func (w *Watcher) whole(a answer) List {
 }
 
 // part is what one answer has, and whether Consul vouches for it.
-func (w *Watcher) part(a answer) List {
-	l := List{Nodes: map[fabric.ID]fabric.Node{}, Broken: map[string]error{}, Index: a.meta.LastIndex}
+type part struct {
+	List
+	sentinel bool
+}
+
+func (w *Watcher) part(a answer) part {
+	l := part{List: List{Nodes: map[fabric.ID]fabric.Node{}, Broken: map[string]error{}, Index: a.meta.LastIndex}}
 	for _, p := range a.pairs {
 		key := strings.TrimPrefix(p.Key, w.Registry.prefix)
 		if key == sentinel {
+			l.sentinel = true
 			continue
 		}
 		id := fabric.ID(strings.TrimPrefix(key, "nodes/"))
