@@ -97,7 +97,7 @@ func (c *Cluster) netbridgeCommand() (command, error) {
 	return c.netbridgeAgent(Netbridge, map[string]any{
 		"node":  map[string]any{"kind": "nomad", "endpoint": c.underlayAddress().String()},
 		"nomad": nomad,
-		"cni":   map[string]any{"configDir": c.cniConfigDir()},
+		"cni":   map[string]any{"configDir": c.cniConfigDir(), "hostPorts": true},
 		"dns": map[string]any{"address": nodeLocalDNS,
 			"consulAddress": netip.AddrPortFrom(c.underlayAddress(), consulDNS).String()},
 	})

@@ -42,7 +42,7 @@ func (c *Cluster) Config() *config.Config {
 		}
 	}
 	if c.opts.PodNetwork {
-		node.Network, node.ClusterDNS = translate.NetworkNetbridge, []string{nodeLocalDNS}
+		node.Network, node.ClusterDNS = translate.NetworkNetbridge, []string{nodeLocalDNS, clusterDNS}
 	}
 	cfg := &config.Config{
 		Cluster:      c.opts.ClusterID,

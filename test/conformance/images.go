@@ -35,8 +35,8 @@ const e2eImages = "registry.k8s.io/e2e-test-images/"
 
 var searchPath = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-// suiteImages are the images that the specs of sig-node, sig-storage and
-// sig-apps run; see each one's Dockerfile in Kubernetes' test/images.
+// suiteImages are the images that the specs of sig-node, sig-storage,
+// sig-apps and sig-network run; see each one's Dockerfile in Kubernetes' test/images.
 func suiteImages(b *base, binDir, kubernetes string) ([]image, error) {
 	bin := func(name string) string { return filepath.Join(binDir, name) }
 	busybox, err := busyboxEntries(b, bin("shellenv"))
@@ -67,6 +67,7 @@ func suiteImages(b *base, binDir, kubernetes string) ([]image, error) {
 			config:  v1.Config{Env: searchPath, Cmd: []string{"nnp"}},
 		},
 		{names: []string{e2eImages + "ipc-utils:1.3"}, config: v1.Config{Env: searchPath, Cmd: []string{"sh"}}},
+		{names: []string{e2eImages + "jessie-dnsutils:1.7"}, config: v1.Config{Env: searchPath, Cmd: []string{"sh"}}},
 		{names: []string{e2eImages + "perl:5.26"}, config: v1.Config{Env: searchPath, Cmd: []string{"perl"}}},
 		{
 			names: []string{e2eImages + "nginx:1.14-4", e2eImages + "nginx:1.15-4"},

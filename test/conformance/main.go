@@ -88,7 +88,7 @@ func here() (place, error) {
 }
 
 func (p place) selection(f flags) (selection, error) {
-	s := selection{focus: f.focus, skip: f.skip, procs: f.procs}
+	s := selection{focus: f.focus, skip: f.skip, procs: f.procs, network: f.sig == networkSIG}
 	switch {
 	case f.short:
 		specs, err := shortSpecs(filepath.Join(p.root, "test", "conformance", "short.txt"))
@@ -145,7 +145,7 @@ func (p place) runOn(ctx context.Context, node string, sel selection, images *ar
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	c, err := p.start(ctx, node, images, out)
+	c, err := p.start(ctx, node, sel.network, images, out)
 	if c != nil && !leave {
 		defer func() {
 			c.SetOutput(out)
@@ -157,7 +157,7 @@ func (p place) runOn(ctx context.Context, node string, sel selection, images *ar
 	if err != nil {
 		return nil, err
 	}
-	runs, err := softwareOf(ctx, c)
+	runs, err := softwareOf(ctx, c, node)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	deploynomad "github.com/nomad-kubelet/nomad-kubelet/deploy/nomad"
@@ -35,13 +37,16 @@ type place struct {
 
 func (p place) nodeDir(node string) string { return filepath.Join(p.work, node) }
 
-// clusterOptions are the cluster whose only node is the one of that name.
-func (p place) clusterOptions(node string, out io.Writer) (devcluster.Options, error) {
+// clusterOptions are the cluster whose only node is the one of that name. With the
+// pod network it has both, since the network is one of both.
+func (p place) clusterOptions(node string, network bool, out io.Writer) (devcluster.Options, error) {
 	opts := devcluster.Options{
-		Dir: filepath.Join(p.nodeDir(node), "cluster"), BinDir: p.binDir, Out: out,
+		Dir: filepath.Join(p.nodeDir(node), "cluster"), BinDir: p.binDir, Out: out, PodNetwork: network,
 	}
 	if node == controlNode {
-		opts.PortBase, opts.NoNomad, opts.OnPremNode = 23100, true, true
+		opts.PortBase, opts.NoNomad, opts.OnPremNode = 23100, !network, true
+		opts.OwnDocker = network
+		opts.Configure = func(c *config.Config) { c.VirtualNodes[0].Taints = &[]corev1.Taint{notMeasured} }
 		return opts, nil
 	}
 	client, err := openClient(deploynomad.Client)
@@ -86,8 +91,8 @@ func openClient(hcl string) (string, error) {
 
 // start brings the cluster of a node up, with the suite's images in its engine.
 // What an interrupted run has left is cleared first.
-func (p place) start(ctx context.Context, node string, images *archive, out io.Writer) (*devcluster.Cluster, error) {
-	opts, err := p.clusterOptions(node, out)
+func (p place) start(ctx context.Context, node string, network bool, images *archive, out io.Writer) (*devcluster.Cluster, error) {
+	opts, err := p.clusterOptions(node, network, out)
 	if err != nil {
 		return nil, err
 	}
@@ -102,11 +107,44 @@ func (p place) start(ctx context.Context, node string, images *archive, out io.W
 	if err != nil {
 		return c, err
 	}
-	if c.ImageLabel(ctx, images.probe, recipeLabel) == images.recipe {
-		return c, nil
+	if opts.OnPremNode || network || c.ImageLabel(ctx, images.probe, recipeLabel) != images.recipe {
+		fmt.Fprintln(out, "  loading the suite's images")
+		if err := c.LoadImages(ctx, images.file); err != nil {
+			return c, err
+		}
 	}
-	fmt.Fprintln(out, "  loading the suite's images")
-	return c, c.LoadImages(ctx, images.file)
+	if network && node == virtualNode {
+		return c, p.leaveControl(ctx, c)
+	}
+	return c, nil
+}
+
+// notMeasured keeps the suite's pods off the node that only carries its share of the
+// pod network.
+var notMeasured = corev1.Taint{Key: "nomad-kubelet.io/not-measured", Effect: corev1.TaintEffectNoSchedule}
+
+func (p place) leaveControl(ctx context.Context, c *devcluster.Cluster) error {
+	kube, err := clientOf(c)
+	if err != nil {
+		return err
+	}
+	patch, err := json.Marshal(map[string]any{"spec": corev1.NodeSpec{Taints: []corev1.Taint{notMeasured}}})
+	if err != nil {
+		return err
+	}
+	_, err = kube.CoreV1().Nodes().Patch(ctx, nodeNames[controlNode], types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	return err
+}
+
+// nodeNames are those of the Nodes.
+var nodeNames = map[string]string{virtualNode: devcluster.VirtualNode, controlNode: devcluster.OnPremNode}
+
+func clientOf(c *devcluster.Cluster) (*kubernetes.Clientset, error) {
+	cfg, err := c.RESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(cfg)
 }
 
 // stopIn stops the cluster of a directory, if there is one.
@@ -130,22 +168,15 @@ type software struct {
 	Cores   int    `json:"cores"`
 }
 
-func softwareOf(ctx context.Context, c *devcluster.Cluster) (software, error) {
-	cfg, err := c.RESTConfig()
+func softwareOf(ctx context.Context, c *devcluster.Cluster, node string) (software, error) {
+	kube, err := clientOf(c)
 	if err != nil {
 		return software{}, err
 	}
-	client, err := kubernetes.NewForConfig(cfg)
+	n, err := kube.CoreV1().Nodes().Get(ctx, nodeNames[node], metav1.GetOptions{})
 	if err != nil {
 		return software{}, err
 	}
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return software{}, err
-	}
-	if len(nodes.Items) != 1 {
-		return software{}, fmt.Errorf("the cluster has %d nodes, not the one to measure", len(nodes.Items))
-	}
-	info := nodes.Items[0].Status.NodeInfo
+	info := n.Status.NodeInfo
 	return software{info.KubeletVersion, info.ContainerRuntimeVersion, info.KernelVersion, info.OSImage, runtime.NumCPU()}, nil
 }

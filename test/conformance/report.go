@@ -16,7 +16,8 @@ func report(byNode map[string]results, reasons []reason) string {
 <!-- Written by make conformance from test/conformance; make conformance-docs writes it again. Edits are lost. -->
 
 The upstream Kubernetes e2e suite, run on a virtual node as the only node of a cluster, and on a real kubelet with containerd
-as the only node of another one on the same machine: the control. The images are built on the machine under their upstream
+as the only node of another one on the same machine: the control. For sig-network the cluster has both, in one [pod network](networking.md), and
+the one that is not measured takes no pods. The images are built on the machine under their upstream
 names, the same for both. The virtual node is untainted and allows host access for the run. A pass is named after the special
 interest group whose specs it runs; *serial* are those that want the cluster for themselves.
 

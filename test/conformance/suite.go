@@ -22,7 +22,11 @@ type selection struct {
 	focus, skip string
 	labels      string // a ginkgo label filter
 	procs       int
+	network     bool // they need the pod network
 }
+
+// networkSIG is the group whose specs need the pod network.
+const networkSIG = "network"
 
 // The default selections.
 const (
@@ -73,7 +77,7 @@ func (p place) runSuite(ctx context.Context, s selection, kubeconfig, dir string
 	defer log.Close()
 	args := append(s.ginkgoArgs(), "--no-color", "--timeout=4h", "--output-dir="+dir, "--junit-report=junit.xml",
 		filepath.Join(p.binDir, "e2e.test"), "--",
-		"--kubeconfig="+kubeconfig, "--provider=skeleton", "--kubectl-path="+filepath.Join(p.binDir, "kubectl"), "--num-nodes=1")
+		"--kubeconfig="+kubeconfig, "--provider=skeleton", "--kubectl-path="+filepath.Join(p.binDir, "kubectl"), "--num-nodes=1", "--non-blocking-taints="+notMeasured.Key)
 	cmd := exec.CommandContext(ctx, filepath.Join(p.binDir, "ginkgo"), args...)
 	// Ginkgo ends its processes itself, and needs a moment for it.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

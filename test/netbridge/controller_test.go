@@ -265,7 +265,7 @@ func (p *plane) exports() {
 		t.Fatalf("plain workloads see %d healthy instances: %v", len(list), err)
 	}
 	if m := list[0].Service.Meta; list[0].Node.Node != "k8s-default" || m[export.MetaSource] != "kubernetes" || m[export.MetaFabric] != controlled ||
-		m[export.MetaNamespace] != "default" || m[export.MetaService] != "web" {
+		m[export.MetaNamespace] != "default" || m[export.MetaCluster] == "" || m[export.MetaService] != "web" {
 		t.Errorf("%+v of %+v", m, list[0].Node)
 	}
 	p.backs("web", http, "10.244.1.6", "10.244.1.7")
@@ -273,6 +273,10 @@ func (p *plane) exports() {
 
 	// What others register on the same node of the catalog stays.
 	p.register("k8s-default", "127.0.0.1", &consulapi.AgentService{ID: "foreign", Service: "foreign", Port: 1}, "")
+
+	// So does what another cluster of the fabric has exported, from a Service of that name.
+	theirs := map[string]string{export.MetaSource: export.Source, export.MetaFabric: controlled, export.MetaCluster: "another", export.MetaNamespace: "default", export.MetaService: "web"}
+	p.register("k8s-default", "127.0.0.1", &consulapi.AgentService{ID: "default/web/10.245.1.5:8080", Service: "theirs", Address: "10.245.1.5", Port: 8080, Meta: theirs}, "")
 
 	two := []corev1.ServicePort{port("http", 80, 8080), port("admin", 81, 8081)}
 	p.service("two", yes, corev1.ServiceSpec{Ports: two, ClusterIP: corev1.ClusterIPNone})
@@ -303,8 +307,10 @@ func (p *plane) exports() {
 	// One that is deleted goes, and takes its slices' instances with it.
 	p.kubectl("delete", "service", "two")
 	p.exported("front")
-	if got := p.catalog("foreign"); len(got) != 1 {
-		t.Errorf("what others have registered is at %v", got)
+	for _, name := range []string{"foreign", "theirs"} {
+		if got := p.catalog(name); len(got) != 1 {
+			t.Errorf("what others have registered as %s is at %v", name, got)
+		}
 	}
 	if n := p.metric("netbridge_controller_exported_instances"); n != 2 {
 		t.Errorf("metrics tell of %v exported instances", n)

@@ -63,12 +63,24 @@ func TestDemo(t *testing.T) {
 		t.Errorf("nslookup in a pod on Nomad: %s", out)
 	}
 	endpoints(t, c, kube)
-	// Their pods go on without the agents, without Consul and without nomad-kubelet.
-	for _, name := range []string{devcluster.Netbridge, devcluster.OnPremNetbridge, devcluster.NomadKubelet, devcluster.Consul} {
-		if err := c.Kill(t.Context(), name); err != nil {
-			t.Fatal(err)
+	kill := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			if err := c.Kill(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	// Their pods go on without the agents, and the second name server answers.
+	kill(devcluster.Netbridge, devcluster.OnPremNetbridge)
+	calls(onNomad, inCluster, "in-cluster")
+	began := time.Now()
+	if out := try(c, "exec", onNomad.Name, "--", "ping", "-c1", "-w1", "never-asked.default.svc.cluster.local"); !strings.Contains(out, "bad address") {
+		t.Errorf("a name that nobody has: %s", out)
+	}
+	t.Logf("without the agent, exec and the answer for a name that nobody has: %s", time.Since(began))
+	// And without Consul and nomad-kubelet.
+	kill(devcluster.NomadKubelet, devcluster.Consul)
 	calls(inCluster, onNomad, "on-nomad")
 	for _, name := range []string{devcluster.Consul, devcluster.Netbridge, devcluster.OnPremNetbridge, devcluster.NomadKubelet} {
 		if err := c.Start(t.Context(), name); err != nil {

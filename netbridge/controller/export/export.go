@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
@@ -47,7 +48,8 @@ type Exporter struct {
 	// Bell is rung when an informer has told something.
 	Bell loop.Bell
 
-	mu    sync.Mutex // guards there
+	mu sync.Mutex // guards there
+	// there is what the fabric's clusters have exported to Node.
 	there map[string]*api.AgentService
 	// held are the missing Services of the last pass.
 	held []string
@@ -104,7 +106,14 @@ func (e *Exporter) pass(ctx context.Context) (time.Time, error) {
 	if there == nil {
 		return time.Time{}, nil // it rings when there is an answer
 	}
-	wanted, present, err := e.wanted()
+	// Another cluster's are none of ours, wanted or not.
+	cluster, err := e.cluster()
+	if err != nil {
+		return time.Time{}, err
+	}
+	there = maps.Clone(there)
+	maps.DeleteFunc(there, func(_ string, s *api.AgentService) bool { return s.Meta[MetaCluster] != cluster })
+	wanted, present, err := e.wanted(cluster)
 	if err == nil {
 		err = e.register(ctx, wanted, there)
 	}
@@ -119,9 +128,18 @@ func (e *Exporter) pass(ctx context.Context) (time.Time, error) {
 	return again, err
 }
 
+// cluster is what tells this one from others of its fabric.
+func (e *Exporter) cluster() (string, error) {
+	ns, err := e.Namespaces.Get(metav1.NamespaceSystem)
+	if err != nil {
+		return "", fmt.Errorf("read namespace %s, whose UID tells the cluster from others: %w", metav1.NamespaceSystem, err)
+	}
+	return string(ns.UID), nil
+}
+
 // wanted are the instances that are to be in Consul, and the Services that are
 // there, exported or not. One that is wrong has no instances, and an Event.
-func (e *Exporter) wanted() (map[string]*api.AgentService, map[string]bool, error) {
+func (e *Exporter) wanted(cluster string) (map[string]*api.AgentService, map[string]bool, error) {
 	services, err := e.Services.List(labels.Everything())
 	if err != nil {
 		return nil, nil, err
@@ -140,7 +158,7 @@ func (e *Exporter) wanted() (map[string]*api.AgentService, map[string]bool, erro
 		if err != nil {
 			return nil, nil, err
 		}
-		all, err := instances(e.Fabric, svc, own)
+		all, err := instances(e.Fabric, cluster, svc, own)
 		events.Wrong(svc, err)
 		maps.Copy(wanted, all)
 	}

@@ -14,8 +14,11 @@ import (
 
 // Keys of an instance's metadata. Consul's UI shows the first.
 const (
-	MetaSource    = "external-source"
-	MetaFabric    = "netbridge-fabric"
+	MetaSource = "external-source"
+	MetaFabric = "netbridge-fabric"
+	// MetaCluster tells clusters of one fabric apart by the UIDs of their namespaces
+	// kube-system.
+	MetaCluster   = "kubernetes-cluster"
 	MetaNamespace = "kubernetes-namespace"
 	MetaService   = "kubernetes-service"
 	// Source is the value of MetaSource.
@@ -31,7 +34,7 @@ func From(fabric string, meta map[string]string) bool {
 func origin(meta map[string]string) string { return meta[MetaNamespace] + "/" + meta[MetaService] }
 
 // instances are what a Service is in Consul, by their IDs.
-func instances(fabric string, svc *corev1.Service, slices []*discoveryv1.EndpointSlice) (map[string]*api.AgentService, error) {
+func instances(fabric, cluster string, svc *corev1.Service, slices []*discoveryv1.EndpointSlice) (map[string]*api.AgentService, error) {
 	name, err := annotations.Name(svc)
 	if err != nil {
 		return nil, err
@@ -60,7 +63,7 @@ func instances(fabric string, svc *corev1.Service, slices []*discoveryv1.Endpoin
 			}
 			id := fmt.Sprintf("%s/%s/%s", svc.Namespace, svc.Name, netip.AddrPortFrom(addr, uint16(number)))
 			all[id] = &api.AgentService{ID: id, Service: name, Address: addr.String(), Port: int(number), Meta: map[string]string{
-				MetaSource: Source, MetaFabric: fabric, MetaNamespace: svc.Namespace, MetaService: svc.Name,
+				MetaSource: Source, MetaFabric: fabric, MetaCluster: cluster, MetaNamespace: svc.Namespace, MetaService: svc.Name,
 			}}
 		}
 	}

@@ -21,7 +21,7 @@ func TestInstances(t *testing.T) {
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{annotations.Port: "http"}},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}, {Name: "admin", Port: 81}}}}
 	ports := []discoveryv1.EndpointPort{{Name: new("admin"), Port: new(int32(8081))}, {Name: new("http"), Port: new(int32(8080))}}
-	got, err := instances("prod", svc, []*discoveryv1.EndpointSlice{
+	got, err := instances("prod", "one", svc, []*discoveryv1.EndpointSlice{
 		{AddressType: discoveryv1.AddressTypeIPv4, Ports: ports, Endpoints: []discoveryv1.Endpoint{
 			endpoint(nil, "10.0.0.1"), endpoint(new(true), "10.0.0.2"), endpoint(new(false), "10.0.0.3"),
 		}},
@@ -44,12 +44,12 @@ func TestInstances(t *testing.T) {
 		t.Error("what says nothing is ours")
 	}
 	svc.Annotations[annotations.Service] = "front"
-	renamed, err := instances("prod", svc, nil)
+	renamed, err := instances("prod", "one", svc, nil)
 	if err != nil || len(renamed) != 0 {
 		t.Error(renamed, err)
 	}
 	delete(svc.Annotations, annotations.Port)
-	if _, err := instances("prod", svc, nil); err == nil || !strings.Contains(err.Error(), "several ports") {
+	if _, err := instances("prod", "one", svc, nil); err == nil || !strings.Contains(err.Error(), "several ports") {
 		t.Error(err)
 	}
 }
@@ -57,7 +57,7 @@ func TestInstances(t *testing.T) {
 // A headless Service needs no port.
 func TestInstancesWithoutPort(t *testing.T) {
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "peers"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone}}
-	got, err := instances("prod", svc, []*discoveryv1.EndpointSlice{{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{endpoint(nil, "10.0.0.1")}}})
+	got, err := instances("prod", "one", svc, []*discoveryv1.EndpointSlice{{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{endpoint(nil, "10.0.0.1")}}})
 	if err != nil || got["shop/peers/10.0.0.1:0"] == nil {
 		t.Error(got, err)
 	}
