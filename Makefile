@@ -94,7 +94,7 @@ test-e2e: programs bin/metrics-server ## Run the tests on real components
 
 .PHONY: test-netbridge
 test-netbridge: programs network-programs bin/flanneld ## Run the pod network's tests, on hosts that are network namespaces (as root)
-	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 20m ./netbridge/... ./test/netbridge
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 30m ./netbridge/... ./test/netbridge
 
 .PHONY: bench
 bench: programs ## Measure nomad-kubelet beside Nomad alone (forty minutes; BENCH_FLAGS=-strict fails on missed goals)

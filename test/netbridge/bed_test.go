@@ -259,6 +259,10 @@ func (b *bed) machine(ns *netlab.NS, id fabric.ID, ep netip.Addr, changes ...fun
 			out, _ := os.ReadFile(h.log.Name())
 			lines := strings.Split(string(out), "\n")
 			b.t.Logf("agent of %s:\n%s", id, strings.Join(lines[max(0, len(lines)-60):], "\n"))
+			if store, err := ipam.Open(filepath.Join(h.dir, "state", "ipam")); err == nil {
+				entries, err := store.Entries()
+				b.t.Logf("who has its addresses: %+v %v", entries, err)
+			}
 		}
 		_ = h.log.Close()
 	})
