@@ -64,14 +64,16 @@ type server struct {
 	// content is sent with its length, and an ETag, where there is a tag.
 	content []byte
 	tag     string
-	wait    chan struct{}
+	// wait, if there is one, holds each request up once it is told in came.
+	wait, came chan struct{}
 }
 
 func newServer(t *testing.T) *server {
-	s := &server{content: bytes.Repeat([]byte("disk"), 1<<20)}
+	s := &server{content: bytes.Repeat([]byte("disk"), 1<<20), came: make(chan struct{}, 100)}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.asked.Add(1)
 		if s.wait != nil {
+			s.came <- struct{}{}
 			<-s.wait
 		}
 		if strings.HasSuffix(r.URL.Path, "/none") {
@@ -149,9 +151,7 @@ func TestFetchGivesUp(t *testing.T) {
 		_, err := c.Fetch(t.Context(), u)
 		first <- err
 	}()
-	for s.asked.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	<-s.came
 	ctx, cancel := context.WithCancel(t.Context())
 	second := make(chan error, 1)
 	go func() {
