@@ -112,18 +112,19 @@ func before(t *testing.T, e http.Handler) (proxy string, client *http.Client) {
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
 	proxy = filepath.Join(dir, "proxy")
+	own, err := socket(proxy)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error)
-	go func() { served <- Serve(ctx, proxy, filepath.Join(dir, "engine"), hclog.NewNullLogger()) }()
+	go func() { served <- serve(ctx, own, filepath.Join(dir, "engine"), hclog.NewNullLogger()) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
 	})
-	for _, err = net.Dial("unix", proxy); err != nil; _, err = net.Dial("unix", proxy) {
-		time.Sleep(time.Millisecond)
-	}
 	return proxy, &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return net.Dial("unix", proxy) },
 	}}

@@ -200,7 +200,7 @@ func TestFollowARun(t *testing.T) {
 		run.say(2, text)
 		want += text
 	}
-	time.Sleep(500 * time.Millisecond)
+	until(t, 20*time.Second, "each of the agent's refusals", func() bool { return r.fs.refused.Load() >= 3 })
 	r.fs.away.Store(false)
 	say(60, 70)
 	run.say(1, "last words")

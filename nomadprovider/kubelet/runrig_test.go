@@ -38,8 +38,8 @@ type fakeFS struct {
 	gone atomic.Bool // the allocation
 	mu   sync.Mutex
 	cut  chan struct{}
-	// calls counts requests, sent the bytes of streams and files.
-	calls, sent atomic.Int64
+	// calls counts requests, refused those while it is away, sent the bytes of streams and files.
+	calls, refused, sent atomic.Int64
 }
 
 func (f *fakeFS) restart() {
@@ -64,6 +64,7 @@ func (f *fakeFS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if f.away.Load() {
+		f.refused.Add(1)
 		// As one that has restarted answers, with access control.
 		code := [...]int{http.StatusNotFound, http.StatusForbidden, http.StatusInternalServerError}[n%3]
 		http.Error(w, "Unknown allocation \"a\"", code)
@@ -219,6 +220,18 @@ type rig struct {
 	byID   map[string]*dockerRun
 }
 
+// onSocket serves on a Unix socket until the test ends.
+func onSocket(t *testing.T, path string, h http.Handler) {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+}
+
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	dir := t.TempDir()
@@ -231,29 +244,8 @@ func newRig(t *testing.T) *rig {
 	}
 	sockets := t.TempDir()
 	engine, proxy := filepath.Join(sockets, "e"), filepath.Join(sockets, "p")
-	l, err := net.Listen("unix", engine)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := &http.Server{Handler: http.HandlerFunc(r.engine)}
-	go func() { _ = srv.Serve(l) }()
-	t.Cleanup(func() { _ = srv.Close() })
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error)
-	go func() { served <- dockerproxy.Serve(ctx, proxy, engine, hclog.NewNullLogger()) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	for c, err := net.Dial("unix", proxy); ; c, err = net.Dial("unix", proxy) {
-		if err == nil {
-			_ = c.Close()
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	onSocket(t, engine, http.HandlerFunc(r.engine))
+	onSocket(t, proxy, dockerproxy.New(engine, hclog.NewNullLogger()))
 	r.docker = &http.Client{Transport: &http.Transport{
 		DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", proxy) },
 	}}

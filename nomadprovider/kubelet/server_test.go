@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -307,18 +308,27 @@ func testFollow(t *testing.T, agent *nomadtest.Agent) {
 	alloc := agent.Run(t, shellJob("follow", `echo before; for i in 1 2 3 4; do sleep 0.5; echo out $i; echo err $i >&2; done`))
 	p := &pods{pod: testPod(), alloc: alloc.ID}
 	u := serve(t, agent.Client, p, nil) + "/containerLogs/default/p/web?follow=true"
-	go func() {
-		time.Sleep(3 * time.Second)
-		p.state(corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}})
-	}()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	log := bufio.NewReader(request(t, ctx, "good", u).Body)
+	var body string
+	for range 9 {
+		line, err := log.ReadString('\n')
+		if body += line; err != nil {
+			t.Fatalf("%v after %q", err, body)
+		}
+	}
+	p.state(corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}})
 	began := time.Now()
-	_, body := fetch(t, u)
+	if more, err := io.ReadAll(log); err != nil || len(more) > 0 {
+		t.Errorf("%q came after all there is, %v", more, err)
+	}
 	for _, want := range []string{"before\n", "out 1\n", "err 1\n", "out 4\n", "err 4\n"} {
 		if strings.Count(body, want) != 1 {
 			t.Errorf("%q is there %d times in %q", want, strings.Count(body, want), body)
 		}
 	}
-	if took := time.Since(began); took > 15*time.Second {
+	if took := time.Since(began); took > 12*time.Second {
 		t.Errorf("the follow ended after %s", took)
 	}
 	if _, body := fetch(t, u+"&tailLines=1"); strings.Count(body, "\n") != 1 {

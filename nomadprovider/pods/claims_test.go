@@ -3,7 +3,6 @@ package pods
 import (
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -67,11 +66,7 @@ func TestClaimIsAwaited(t *testing.T) {
 	pod := r.mounted("p", false, false)
 	step := func() {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !r.objects.Watch(r.life, pod); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("the objects are not read")
-			}
-		}
+		r.awaitRead(pod)
 		if _, err := r.start(ctx, r.read(pod)); err != nil {
 			t.Fatal(err)
 		}
@@ -92,16 +87,13 @@ func TestClaimIsAwaited(t *testing.T) {
 	if _, err := r.kube.CoreV1().PersistentVolumeClaims("ns").Create(ctx, claim, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); r.objects.Claims(pod)["data"].Volume == nil; time.Sleep(time.Millisecond) {
-		if r.objects.Watch(r.life, pod); time.Now().After(deadline) {
-			t.Fatalf("%+v", r.objects.Claims(pod))
-		}
-	}
+	r.until("claim and volume are read", func() bool {
+		return r.objects.Watch(r.life, pod) && r.objects.Claims(pod)["data"].Volume != nil
+	})
 	step()
 	r.event("Warning FailedMount no Nomad client of virtual node n has the host volume")
 	for r.queue.Len() > 0 {
-		uid, _ := r.queue.Get()
-		r.queue.Done(uid)
+		r.next("what is left of the reading")
 	}
 	r.volumes["pv"] = []string{"/opt/nomad/1"}
 	r.ClientsChanged()

@@ -143,15 +143,11 @@ func TestEphemeralVariable(t *testing.T) {
 	pod := r.debugged(func(_ *corev1.Pod, ec *corev1.EphemeralContainer) { ec.Env = env })
 	secretIs := func(there bool) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		r.until("the Secret is read", func() bool {
 			ready := r.objects.Watch(r.life, pod)
-			if _, _, secrets := r.objects.Keys(debugUID); ready && (secrets["s"] != nil) == there {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatal("the Secret was not read")
-			}
-		}
+			_, _, secrets := r.objects.Keys(debugUID)
+			return ready && (secrets["s"] != nil) == there
+		})
 	}
 	secretIs(false)
 	pod, _ = r.works(pod, webRuns())

@@ -76,18 +76,6 @@ func list(t *testing.T, c taskexec.Command) string {
 	return strings.Join(out, " ")
 }
 
-// awaitRead waits until the objects that the pod names have been read.
-func (r *room) awaitRead(pod *corev1.Pod) {
-	r.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !r.objects.Watch(r.life, pod); {
-		if time.Now().After(deadline) {
-			r.t.Fatal("the pod's objects are not read")
-		}
-		uid, _ := r.queue.Get()
-		r.queue.Done(uid)
-	}
-}
-
 func filesEntry(since time.Time, web string) allocs.Entry {
 	e := entry("pending", tasks{"web": {State: web}, translate.CompanionTask: running(0, since)})
 	if web == "running" {
@@ -117,8 +105,7 @@ func TestFilesFollowTheirObjects(t *testing.T) {
 	e := filesEntry(epoch, "running")
 	r.follows(pod, e)
 	r.configMap("2")
-	uid, _ := r.queue.Get() // the change of the object puts it there
-	r.queue.Done(uid)
+	r.next("the object has changed")
 	for range 2 {
 		r.follows(pod, e)
 	}

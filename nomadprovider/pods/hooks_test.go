@@ -51,16 +51,6 @@ func (r *room) commands() (started chan taskexec.Command, end chan int) {
 	return started, end
 }
 
-// woken waits until the pod is put into the queue.
-func (r *room) woken() {
-	r.t.Helper()
-	uid, _ := r.queue.Get()
-	r.queue.Done(uid)
-	if uid != "u" {
-		r.t.Errorf("woken for %s", uid)
-	}
-}
-
 func TestPostStart(t *testing.T) {
 	r := newRoom(t)
 	begun, end := r.commands()

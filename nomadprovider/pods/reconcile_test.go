@@ -344,15 +344,7 @@ func TestRunningPodOutlivesItsConfigMap(t *testing.T) {
 	pod := r.pod(func(p *corev1.Pod) {
 		p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "c"}}}}
 	})
-	until := func(what string, cond func() bool) {
-		t.Helper()
-		for end := time.Now().Add(5 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal(what)
-			}
-		}
-	}
-	until("the ConfigMap is not read", func() bool {
+	r.until("the ConfigMap is read", func() bool {
 		r.reconciles(pod)
 		_, ok := r.cache.Get("u")
 		return ok
@@ -363,7 +355,7 @@ func TestRunningPodOutlivesItsConfigMap(t *testing.T) {
 	if err := r.kube.CoreV1().ConfigMaps("ns").Delete(ctx, "c", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	until("the deletion is not seen", func() bool {
+	r.until("the deletion is seen", func() bool {
 		keys, _, _ := r.objects.Keys("u")
 		return keys["c"] == nil
 	})

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -211,18 +212,18 @@ func reportCrash(b *testing.B, name string, pods, direct crashes) {
 			kinds = append(kinds, fmt.Sprintf("%s %.2f", kind, float64(pods.Nomad[kind])/n))
 		}
 	}
-	p95 := quantile(pods.Restart, 0.95)
+	p95 := figures.Quantile(pods.Restart, 0.95)
 	b.ReportMetric(float64(p95.Milliseconds()), "ms-p95")
-	figures.goal(b, fmt.Sprintf("a container that crashes, %s: exit to first restart", name), spread(pods.Restart),
+	report.Goal(b, fmt.Sprintf("a container that crashes, %s: exit to first restart", name), spread(pods.Restart),
 		fmt.Sprintf("same job on Nomad: %s; as the containers mark it: %s beside %s",
 			spread(direct.Restart), spread(pods.Seen), spread(direct.Seen)),
 		"p95 at most "+ms(restartP95), p95 <= restartP95)
-	figures.add("- writes to Nomad a crash", fmt.Sprintf("%.2f", float64(writes)/n), strings.Join(kinds, ", "))
-	figures.add("- entries of Nomad's Raft log a crash", fmt.Sprintf("%.2f", pods.Raft/n),
+	report.Add("- writes to Nomad a crash", fmt.Sprintf("%.2f", float64(writes)/n), strings.Join(kinds, ", "))
+	report.Add("- entries of Nomad's Raft log a crash", fmt.Sprintf("%.2f", pods.Raft/n),
 		fmt.Sprintf("same job on Nomad: %.2f, which its client writes; at rest %.2f a second beside %.2f",
 			direct.Raft/n, pods.RaftRest, direct.RaftRest))
-	figures.add("- status patches a crash", fmt.Sprintf("%.2f", pods.Kube[statusPatches]/n), fmt.Sprintf("%.2f events", pods.Kube["POST events"]/n))
-	figures.detail("crash, "+name, map[string]any{"pods": pods, "direct": direct,
+	report.Add("- status patches a crash", fmt.Sprintf("%.2f", pods.Kube[statusPatches]/n), fmt.Sprintf("%.2f events", pods.Kube["POST events"]/n))
+	report.Detail("crash, "+name, map[string]any{"pods": pods, "direct": direct,
 		"podsRestart [ms]": msList(pods.Restart), "directRestart [ms]": msList(direct.Restart),
 		"podsSeen [ms]": msList(pods.Seen), "directSeen [ms]": msList(direct.Seen)})
 }

@@ -333,20 +333,20 @@ func (c *readCount) total() (n int) {
 
 func reportGates(n int, v gateVariant, with, without gateRun) {
 	each := float64(n)
-	figures.add(fmt.Sprintf("%d mock jobs, %s: memory of Nomad, server and client", n, v.name), fmt.Sprintf("%.0f MiB", with.MemoryMiB),
+	report.Add(fmt.Sprintf("%d mock jobs, %s: memory of Nomad, server and client", n, v.name), fmt.Sprintf("%.0f MiB", with.MemoryMiB),
 		fmt.Sprintf("%.0f MiB without: %.0f KiB a gate; heap %.0f beside %.0f MiB", without.MemoryMiB,
 			(with.MemoryMiB-without.MemoryMiB)*1024/each, with.HeapMiB, without.HeapMiB))
-	figures.add("- goroutines", fmt.Sprintf("%.2f a gate", float64(with.Goroutines-without.Goroutines)/each),
+	report.Add("- goroutines", fmt.Sprintf("%.2f a gate", float64(with.Goroutines-without.Goroutines)/each),
 		fmt.Sprintf("%d beside %d", with.Goroutines, without.Goroutines))
-	figures.add("- blocking queries at the server", fmt.Sprintf("%.2f a gate", float64(with.Queries-without.Queries)/each),
+	report.Add("- blocking queries at the server", fmt.Sprintf("%.2f a gate", float64(with.Queries-without.Queries)/each),
 		fmt.Sprintf("%d beside %d", with.Queries, without.Queries))
-	figures.add("- CPU at rest", fmt.Sprintf("%.2f s in %s", with.RestCPU, gateRest),
+	report.Add("- CPU at rest", fmt.Sprintf("%.2f s in %s", with.RestCPU, gateRest),
 		fmt.Sprintf("%.2f s without; %.1f Variable reads a second beside %.1f", without.RestCPU, with.RestReads, without.RestReads))
-	figures.add(fmt.Sprintf("- CPU for %d writes to gates of other jobs", gateWrites), fmt.Sprintf("%.2f s", with.WriteCPU),
+	report.Add(fmt.Sprintf("- CPU for %d writes to gates of other jobs", gateWrites), fmt.Sprintf("%.2f s", with.WriteCPU),
 		fmt.Sprintf("%.2f s without; a write wakes %.1f queries beside %.1f",
 			without.WriteCPU, with.WriteReads/gateWrites, without.WriteReads/gateWrites))
-	figures.add("- from opening a gate to the start of its task", spread(with.Reach), "beside jobs without: "+spread(without.Reach))
-	figures.detail("gates, "+v.name, map[string]any{
+	report.Add("- from opening a gate to the start of its task", spread(with.Reach), "beside jobs without: "+spread(without.Reach))
+	report.Detail("gates, "+v.name, map[string]any{
 		"with": with, "without": without, "withReach [ms]": msList(with.Reach), "withoutReach [ms]": msList(without.Reach),
 	})
 }

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 )
 
 const (
@@ -110,12 +112,12 @@ func (h *hybrid) liveUpdates(b *testing.B, s liveSource) {
 		if what == "new" {
 			took = added
 		}
-		p95 := quantile(took, 0.95)
+		p95 := figures.Quantile(took, 0.95)
 		b.ReportMetric(float64(p95.Milliseconds()), "ms-"+what)
-		figures.goal(b, fmt.Sprintf("%s: a %s key until seen in a running container", s.name, what), spread(took),
-			fmt.Sprintf("worst %s of %d; looked at every %s", ms(quantile(took, 1)), len(took), ms(liveStep)),
+		report.Goal(b, fmt.Sprintf("%s: a %s key until seen in a running container", s.name, what), spread(took),
+			fmt.Sprintf("worst %s of %d; looked at every %s", ms(figures.Quantile(took, 1)), len(took), ms(liveStep)),
 			"p95 at most "+ms(liveP95), p95 <= liveP95)
-		figures.detail(fmt.Sprintf("live, %s, %s key [ms]", s.name, what), msList(took))
+		report.Detail(fmt.Sprintf("live, %s, %s key [ms]", s.name, what), msList(took))
 	}
 }
 

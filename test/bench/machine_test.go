@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
 )
 
@@ -165,20 +163,6 @@ func memory(pid int) (now, peak float64, err error) {
 		}
 	}
 	return now, peak, nil
-}
-
-// machineLine tells what the figures were measured on and under which load.
-func machineLine() string {
-	var load string
-	if data, err := os.ReadFile("/proc/loadavg"); err == nil {
-		load = strings.Join(strings.Fields(string(data))[:3], " ")
-	}
-	var info unix.Sysinfo_t
-	mem := 0.0
-	if unix.Sysinfo(&info) == nil {
-		mem = float64(info.Totalram) * float64(info.Unit) / (1 << 30)
-	}
-	return fmt.Sprintf("%d cores, %.0f GiB, load average %s", cores(), mem, load)
 }
 
 // own is the sum over the hybrid and the benchmark. Unlike seconds it hardly

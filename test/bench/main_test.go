@@ -15,6 +15,7 @@ import (
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/config"
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -62,8 +63,8 @@ type hybrid struct {
 }
 
 var (
-	hy      *hybrid
-	figures = &report{}
+	hy     *hybrid
+	report *figures.Report
 )
 
 func TestMain(m *testing.M) {
@@ -83,9 +84,9 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return code
 	}
-	figures.begin()
+	report = figures.New(*strict)
 	code = m.Run()
-	if err := figures.write(*output); err != nil {
+	if err := report.Write(*output); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		code = 1
 	}

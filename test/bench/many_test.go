@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -149,13 +150,13 @@ func reportMany(b *testing.B, n int, pods, direct []burst) {
 	figure, goal := fmt.Sprintf("%d mock pods at once (%s) until all run, over direct", n, logs), fmt.Sprintf("at most %.2f", manyRatio)
 	measured, beside := fmt.Sprintf("ratio %.2f", p/d), fmt.Sprintf("%s s beside %s s", list(pods, seconds), list(direct, seconds))
 	if busy := max(medianOf(pods, others), medianOf(direct, others)); busy > busyOthers {
-		figures.unjudged(b, figure, measured, beside, goal, fmt.Sprintf("others kept %.1f cores busy", busy))
+		report.Unjudged(b, figure, measured, beside, goal, fmt.Sprintf("others kept %.1f cores busy", busy))
 	} else {
-		figures.goal(b, figure, measured, beside, goal, p/d <= manyRatio)
+		report.Goal(b, figure, measured, beside, goal, p/d <= manyRatio)
 	}
-	figures.add("- CPU of the hybrid, over direct", fmt.Sprintf("ratio %.2f", medianOf(pods, own)/medianOf(direct, own)),
+	report.Add("- CPU of the hybrid, over direct", fmt.Sprintf("ratio %.2f", medianOf(pods, own)/medianOf(direct, own)),
 		fmt.Sprintf("%s s beside %s s; others kept %.1f cores busy, %.1f while direct", list(pods, own), list(direct, own), medianOf(pods, others), medianOf(direct, others)))
-	figures.add("- CPU seconds by part", "pods: "+cpuMedian(pods).String(), "direct: "+cpuMedian(direct).String())
+	report.Add("- CPU seconds by part", "pods: "+cpuMedian(pods).String(), "direct: "+cpuMedian(direct).String())
 	registers := medianOf(pods, func(x burst) float64 { return float64(x.Nomad["register"]) }) / float64(n)
 	patches := medianOf(pods, func(x burst) float64 { return x.Kube[statusPatches] }) / float64(n)
 	updates := medianOf(pods, func(x burst) float64 { return float64(x.Updates) }) / float64(n)
@@ -168,12 +169,12 @@ func reportMany(b *testing.B, n int, pods, direct []burst) {
 			other += count
 		}
 	}
-	figures.goal(b, "- registers a pod", fmt.Sprintf("%.2f", registers), fmt.Sprintf("other writes in all: %d", other),
+	report.Goal(b, "- registers a pod", fmt.Sprintf("%.2f", registers), fmt.Sprintf("other writes in all: %d", other),
 		fmt.Sprint(registersPerPod), registers == registersPerPod && other == 0)
-	figures.goal(b, "- Variable writes, plain pods", fmt.Sprint(variables), "", "none", variables == 0)
-	figures.goal(b, "- status patches a pod", fmt.Sprintf("%.2f", patches), fmt.Sprintf("%.2f that changed something", updates), fmt.Sprintf("at most %d", patchesPerPod), patches <= patchesPerPod)
-	figures.detail("manyPods", pods)
-	figures.detail("manyDirect", direct)
+	report.Goal(b, "- Variable writes, plain pods", fmt.Sprint(variables), "", "none", variables == 0)
+	report.Goal(b, "- status patches a pod", fmt.Sprintf("%.2f", patches), fmt.Sprintf("%.2f that changed something", updates), fmt.Sprintf("at most %d", patchesPerPod), patches <= patchesPerPod)
+	report.Detail("manyPods", pods)
+	report.Detail("manyDirect", direct)
 }
 
 func medianOf(list []burst, f func(burst) float64) float64 {
@@ -181,7 +182,7 @@ func medianOf(list []burst, f func(burst) float64) float64 {
 	for _, x := range list {
 		v = append(v, f(x))
 	}
-	return median(v)
+	return figures.Median(v)
 }
 
 func list(l []burst, f func(burst) float64) string {

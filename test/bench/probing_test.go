@@ -15,6 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 )
 
 const (
@@ -123,17 +125,17 @@ func reportProbing(b *testing.B, k probeKind, intervals []time.Duration, count i
 	for i, d := range intervals {
 		off[i] = (d - probePeriod).Abs()
 	}
-	p95 := quantile(off, 0.95)
+	p95 := figures.Quantile(off, 0.95)
 	b.ReportMetric(float64(p95.Milliseconds()), "ms-p95")
 	figure := fmt.Sprintf("%s probes of %d pods, every %s: error of the interval", k.name, probePods, probePeriod)
-	measured := fmt.Sprintf("%s, worst %s", spread(off), ms(quantile(off, 1)))
+	measured := fmt.Sprintf("%s, worst %s", spread(off), ms(figures.Quantile(off, 1)))
 	beside := fmt.Sprintf("%d came where %.0f were due; CPU seconds: %s", count, probePods*window.Seconds()/probePeriod.Seconds(), used)
 	if k.goal > 0 {
-		figures.goal(b, figure, measured, beside, "p95 at most "+ms(k.goal), p95 <= k.goal)
+		report.Goal(b, figure, measured, beside, "p95 at most "+ms(k.goal), p95 <= k.goal)
 	} else {
-		figures.add(figure, measured, beside)
+		report.Add(figure, measured, beside)
 	}
-	figures.detail("probing, "+k.name+", intervals [ms]", msList(intervals))
+	report.Detail("probing, "+k.name+", intervals [ms]", msList(intervals))
 }
 
 // hostAddress is this machine's on the pods' network, which has one once a pod

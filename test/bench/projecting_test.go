@@ -37,9 +37,9 @@ func BenchmarkProjectingPods(b *testing.B) {
 
 	writes := float64(x.Nomad["variable put"]) / n
 	b.ReportMetric(writes, "variable-writes/pod")
-	figures.goal(b, fmt.Sprintf("%d pods with a ConfigMap: Variable writes a pod", n), fmt.Sprintf("%.2f", writes),
+	report.Goal(b, fmt.Sprintf("%d pods with a ConfigMap: Variable writes a pod", n), fmt.Sprintf("%.2f", writes),
 		fmt.Sprintf("%.2f registers, %.2f status patches a pod, %.2f that changed something",
 			float64(x.Nomad["register"])/n, x.Kube[statusPatches]/n, float64(x.Updates)/n),
 		"at most 1", writes <= 1)
-	figures.detail("projecting", x)
+	report.Detail("projecting", x)
 }

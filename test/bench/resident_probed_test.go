@@ -85,13 +85,13 @@ func BenchmarkResidentProbed(b *testing.B) {
 
 	seconds := probedRest.Seconds()
 	b.ReportMetric(full, "MiB")
-	figures.add(fmt.Sprintf("resident memory with %d mock pods with two exec probes each %s", n, probedPeriod), fmt.Sprintf("%.0f MiB", full),
+	report.Add(fmt.Sprintf("resident memory with %d mock pods with two exec probes each %s", n, probedPeriod), fmt.Sprintf("%.0f MiB", full),
 		fmt.Sprintf("%.0f KiB a pod, peak %.0f MiB; without pods %.0f MiB", (full-empty)*1024/float64(n), peak, empty))
-	figures.add("- CPU of nomad-kubelet for them", fmt.Sprintf("%.2f cores", used[devcluster.NomadKubelet]/seconds),
+	report.Add("- CPU of nomad-kubelet for them", fmt.Sprintf("%.2f cores", used[devcluster.NomadKubelet]/seconds),
 		fmt.Sprintf("%.0f probes a second where %.0f are due, %d changes of pods in %s; Nomad %.2f cores, the proxy before it %.2f",
 			float64(calls[execCall])/seconds, 2*float64(n)/probedPeriod.Seconds(), flips, probedRest,
 			used[devcluster.Nomad]/seconds, used[cpuBench]/seconds))
-	figures.detail("residentProbed", map[string]any{
+	report.Detail("residentProbed", map[string]any{
 		"emptyMiB": empty, "fullMiB": full, "peakMiB": peak, "cpu": used, "calls": calls, "podUpdates": flips,
 	})
 }

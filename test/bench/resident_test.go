@@ -30,8 +30,8 @@ func BenchmarkResident(b *testing.B) {
 	took := time.Since(start)
 	full, peak := h.resident(b)
 	b.ReportMetric(full, "MiB")
-	figures.add("resident memory without pods", fmt.Sprintf("%.0f MiB", empty), "")
-	figures.add(fmt.Sprintf("resident memory with %d mock pods", n), fmt.Sprintf("%.0f MiB", full),
+	report.Add("resident memory without pods", fmt.Sprintf("%.0f MiB", empty), "")
+	report.Add(fmt.Sprintf("resident memory with %d mock pods", n), fmt.Sprintf("%.0f MiB", full),
 		fmt.Sprintf("%.0f KiB a pod, peak %.0f MiB; all ran after %.0f s", (full-empty)*1024/float64(n), peak, took.Seconds()))
 	must(b, h.removePods(b.Context(), ns))
 	must(b, h.collect(b.Context()))

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -58,7 +59,7 @@ func BenchmarkOnePod(b *testing.B) {
 		}
 		outside = append(outside, times[0]+times[1]+times[4])
 	}
-	b.ReportMetric(float64(median(extra).Milliseconds()), "ms-over-Nomad")
+	b.ReportMetric(float64(figures.Median(extra).Milliseconds()), "ms-over-Nomad")
 	report1(b, pods, directs, extra, outside, parts)
 }
 
@@ -67,20 +68,20 @@ func BenchmarkOnePod(b *testing.B) {
 // by ticks of a second fraction, is in both terms of a difference and would
 // drown the tail of what is wanted.
 func report1(b *testing.B, pods, directs, extra, outside []time.Duration, parts [][]time.Duration) {
-	figures.add("1 pod, create to Ready", spread(pods), "same job on Nomad: "+spread(directs))
-	over := median(pods) - median(directs)
-	figures.goal(b, "- on top of Nomad, median", ms(over), "median of paired differences "+ms(median(extra)),
+	report.Add("1 pod, create to Ready", spread(pods), "same job on Nomad: "+spread(directs))
+	over := figures.Median(pods) - figures.Median(directs)
+	report.Goal(b, "- on top of Nomad, median", ms(over), "median of paired differences "+ms(figures.Median(extra)),
 		"at most "+ms(overheadMedian), over <= overheadMedian)
-	p95 := quantile(outside, 0.95)
-	figures.goal(b, "- before register and after the running event, p95", ms(p95),
-		fmt.Sprintf("median %s; p95 of paired differences %s, of pods less of jobs %s", ms(median(outside)), ms(quantile(extra, 0.95)), ms(quantile(pods, 0.95)-quantile(directs, 0.95))),
+	p95 := figures.Quantile(outside, 0.95)
+	report.Goal(b, "- before register and after the running event, p95", ms(p95),
+		fmt.Sprintf("median %s; p95 of paired differences %s, of pods less of jobs %s", ms(figures.Median(outside)), ms(figures.Quantile(extra, 0.95)), ms(figures.Quantile(pods, 0.95)-figures.Quantile(directs, 0.95))),
 		"at most "+ms(overheadP95), p95 <= overheadP95)
 	for i, name := range stages {
-		figures.add("- "+name, spread(parts[i]), "")
-		figures.detail("onePod "+name+" [ms]", msList(parts[i]))
+		report.Add("- "+name, spread(parts[i]), "")
+		report.Detail("onePod "+name+" [ms]", msList(parts[i]))
 	}
-	figures.detail("onePod pod [ms]", msList(pods))
-	figures.detail("onePod direct [ms]", msList(directs))
+	report.Detail("onePod pod [ms]", msList(pods))
+	report.Detail("onePod direct [ms]", msList(directs))
 }
 
 func (h *hybrid) onePod(b *testing.B, ns, name string, events *jobWatch) (took time.Duration, parts []time.Duration, p *corev1.Pod) {

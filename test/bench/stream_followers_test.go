@@ -133,14 +133,14 @@ func BenchmarkLogFollowers(b *testing.B) {
 
 	used := since(before, after)
 	name := fmt.Sprintf("%d followers of the logs of %d pods", n, followedPods)
-	figures.add(name+": from a line's writing to its arrival", finely(took),
+	report.Add(name+": from a line's writing to its arrival", finely(took),
 		fmt.Sprintf("%d lines, none missing; CPU cores: nomad-kubelet %.2f, Nomad %.2f, API server %.2f", lines,
 			used[devcluster.NomadKubelet]/followerWindow.Seconds(), used[devcluster.Nomad]/followerWindow.Seconds(), used[devcluster.APIServer]/followerWindow.Seconds()))
 	each := (late - empty) * 1024 / float64(n)
-	figures.goal(b, "- resident memory of nomad-kubelet a follower", fmt.Sprintf("%.0f KiB", each),
+	report.Goal(b, "- resident memory of nomad-kubelet a follower", fmt.Sprintf("%.0f KiB", each),
 		fmt.Sprintf("%.0f MiB without followers, %.0f MiB with them after %s, %.0f MiB after %s more", empty, early, followerWindow/2, late, followerWindow),
 		fmt.Sprintf("at most %.0f KiB", followerKiB), each <= followerKiB)
-	figures.add("- a new pod meanwhile, create to Ready", spread(with.all), "without followers: "+spread(without.all))
+	report.Add("- a new pod meanwhile, create to Ready", spread(with.all), "without followers: "+spread(without.all))
 	reportAdded(b, "- of it, from Nomad's running event to Ready in the API", "without followers", with.after, without.after)
 }
 

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -212,28 +213,28 @@ func (h *hybrid) turns(b *testing.B, bytes int64, one func(i int) (time.Duration
 // reportRates takes the goal at the medians.
 func reportRates(b *testing.B, figure, limit string, r rates) {
 	b.Helper()
-	got, beside := median(r.MBs[0]), median(r.MBs[1])
+	got, beside := figures.Median(r.MBs[0]), figures.Median(r.MBs[1])
 	share := got / beside
 	b.ReportMetric(share, "of-limit")
-	figures.goal(b, figure, fmt.Sprintf("%.1f MB/s, %.2f of the limit", got, share),
+	report.Goal(b, figure, fmt.Sprintf("%.1f MB/s, %.2f of the limit", got, share),
 		fmt.Sprintf("%s: %.1f MB/s; CPU seconds: %s; %s: %s", limit, beside, r.CPU[0], limit, r.CPU[1]),
 		fmt.Sprintf("at least %.1f of it", streamShare), share >= streamShare)
-	figures.detail(figure, r)
+	report.Detail(figure, r)
 }
 
 // reportAdded takes the goal at the difference of the medians.
 func reportAdded(b *testing.B, figure, limit string, got, beside []time.Duration) {
 	b.Helper()
-	added := median(got) - median(beside)
+	added := figures.Median(got) - figures.Median(beside)
 	b.ReportMetric(float64(added.Microseconds())/1000, "ms-added")
-	figures.goal(b, figure, finely(got), fmt.Sprintf("%s: %s; added at the median %.1f ms", limit, finely(beside), float64(added.Microseconds())/1000),
+	report.Goal(b, figure, finely(got), fmt.Sprintf("%s: %s; added at the median %.1f ms", limit, finely(beside), float64(added.Microseconds())/1000),
 		"at most "+ms(streamAdded)+" added", added <= streamAdded)
-	figures.detail(figure+" [ms]", [2][]int64{msList(got), msList(beside)})
+	report.Detail(figure+" [ms]", [2][]int64{msList(got), msList(beside)})
 }
 
 func finely(list []time.Duration) string {
 	f := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	return fmt.Sprintf("median %.1f ms, p95 %.1f ms", f(median(list)), f(quantile(list, 0.95)))
+	return fmt.Sprintf("median %.1f ms, p95 %.1f ms", f(figures.Median(list)), f(figures.Quantile(list, 0.95)))
 }
 
 func TestRepeated(t *testing.T) {

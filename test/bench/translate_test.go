@@ -36,7 +36,7 @@ func BenchmarkTranslate(b *testing.B) {
 			allocs = (after.Mallocs - before.Mallocs) / uint64(n)
 			b.ReportMetric(rate, "pods/s")
 		})
-		figures.add("translate, "+name+" pod", fmt.Sprintf("%.0f pods/s per core", rate), fmt.Sprintf("%d allocations a pod", allocs))
+		report.Add("translate, "+name+" pod", fmt.Sprintf("%.0f pods/s per core", rate), fmt.Sprintf("%d allocations a pod", allocs))
 	}
 }
 

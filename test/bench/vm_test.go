@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/translate"
 )
 
@@ -115,14 +116,14 @@ func BenchmarkVM(b *testing.B) {
 			}
 		}
 	}
-	b.ReportMetric(float64((median(took[0]) - median(took[1])).Milliseconds()), "ms-over-Nomad")
-	figures.add("VM, create to its first answer", spread(took[0]),
+	b.ReportMetric(float64((figures.Median(took[0]) - figures.Median(took[1])).Milliseconds()), "ms-over-Nomad")
+	report.Add("VM, create to its first answer", spread(took[0]),
 		fmt.Sprintf("job of the same VM on Nomad: %s; qemu: %s", spread(took[1]), spread(took[2])))
-	figures.add(fmt.Sprintf("memory of a VM of %d MiB with all that is beside it", vmMiB), mib(resident[0]),
+	report.Add(fmt.Sprintf("memory of a VM of %d MiB with all that is beside it", vmMiB), mib(resident[0]),
 		fmt.Sprintf("on Nomad %s, qemu alone %s", mib(resident[1]), mib(resident[2])))
 	for w, way := range ways {
-		figures.detail("vm "+way.name+" [ms]", msList(took[w]))
-		figures.detail("vm "+way.name+" memory [MiB]", resident[w])
+		report.Detail("vm "+way.name+" [ms]", msList(took[w]))
+		report.Detail("vm "+way.name+" memory [MiB]", resident[w])
 	}
 }
 
@@ -288,7 +289,7 @@ func BenchmarkVMsAtOnce(b *testing.B) {
 		}
 	}
 	must(b, h.removePods(b.Context(), ns))
-	figures.add(fmt.Sprintf("%d VMs at once, create to answer", n), spread(took), fmt.Sprintf("all Running after %.1f s", started.Seconds()))
+	report.Add(fmt.Sprintf("%d VMs at once, create to answer", n), spread(took), fmt.Sprintf("all Running after %.1f s", started.Seconds()))
 }
 
 // BenchmarkVMConsole has a guest write to its serial console, the pod's log, as
@@ -332,7 +333,7 @@ read -r a _ </proc/uptime; awk 'BEGIN{for(i=1;i<=%d;i++) printf "%%063d\n", i}' 
 	guest, whole := time.Duration((to-from)*float64(time.Second)), ended.Sub(begun)
 	size := int64(lines * 64)
 	b.ReportMetric(rate(size, whole), "MB/s")
-	figures.add(fmt.Sprintf("console of a VM, %d KiB by logs -f", size>>10), fmt.Sprintf("%.2f MB/s, none missing", rate(size, whole)),
+	report.Add(fmt.Sprintf("console of a VM, %d KiB by logs -f", size>>10), fmt.Sprintf("%.2f MB/s, none missing", rate(size, whole)),
 		fmt.Sprintf("%.2f MB/s as the guest writes", rate(size, guest)))
 	must(b, h.removePods(b.Context(), ns))
 }

@@ -153,8 +153,8 @@ func TestVirtualMachineAsPod(t *testing.T) {
 		t.Errorf("the job holds what is secret, or is not there: %v", err)
 	}
 
-	var seen firstSeen
-	seen.want, seen.then = "answer is 42", func() {}
+	answered := make(chan struct{})
+	seen := firstSeen{want: "answer is 42", then: func() { close(answered) }}
 	in, say := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
@@ -165,11 +165,12 @@ func TestVirtualMachineAsPod(t *testing.T) {
 		if _, err := say.Write([]byte("echo answer is $((6*7))\r")); err != nil {
 			return err
 		}
-		time.Sleep(time.Second)
-		if seen.waiting() {
+		select {
+		case <-answered:
+			return nil
+		case <-time.After(time.Second): // what was typed before the console was there is lost
 			return fmt.Errorf("nothing yet")
 		}
-		return nil
 	})
 	say.Close()
 	<-done

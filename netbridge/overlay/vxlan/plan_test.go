@@ -1,24 +1,13 @@
 package vxlan
 
 import (
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/overlaytest"
 )
-
-func peer(n byte, cidrs ...string) overlay.Peer {
-	p := overlay.Peer{
-		Host: netip.AddrFrom4([4]byte{10, 78, 0, n}), Endpoint: netip.AddrFrom4([4]byte{192, 0, 2, n}),
-		MAC: net.HardwareAddr{2, 0, 0, 0, 0, n}, MTU: 1450,
-	}
-	for _, c := range cidrs {
-		p.CIDRs = append(p.CIDRs, netip.MustParsePrefix(c))
-	}
-	return p
-}
 
 func lines(ops []op) string {
 	var s []string
@@ -29,7 +18,7 @@ func lines(ops []op) string {
 }
 
 func TestPlanSetsWhatARouteNeedsFirst(t *testing.T) {
-	g := overlay.Goal{Peers: []overlay.Peer{peer(1, "10.77.1.0/25")}, Backstop: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}}
+	g := overlay.Goal{Peers: []overlay.Peer{overlaytest.Peer(1, "10.77.1.0/25")}, Backstop: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}}
 	w := want(g, 1450)
 	if got := lines(plan(w, newTable(), true)); got != `set neighbour 10.78.0.1 at 02:00:00:00:00:01
 set forwarding of 02:00:00:00:00:01 to 192.0.2.1
@@ -55,16 +44,16 @@ remove neighbour 10.78.0.1 at 02:00:00:00:00:01` {
 }
 
 func TestPlanChangesOnlyWhatDiffers(t *testing.T) {
-	have := want(overlay.Goal{Peers: []overlay.Peer{peer(1, "10.77.1.0/25"), peer(2, "10.77.2.0/25")}}, 1450)
-	moved := peer(1, "10.77.1.0/25")
+	have := want(overlay.Goal{Peers: []overlay.Peer{overlaytest.Peer(1, "10.77.1.0/25"), overlaytest.Peer(2, "10.77.2.0/25")}}, 1450)
+	moved := overlaytest.Peer(1, "10.77.1.0/25")
 	moved.Endpoint = netip.MustParseAddr("192.0.2.100")
-	w := want(overlay.Goal{Peers: []overlay.Peer{moved, peer(2, "10.77.2.0/25")}}, 1450)
+	w := want(overlay.Goal{Peers: []overlay.Peer{moved, overlaytest.Peer(2, "10.77.2.0/25")}}, 1450)
 	if got := lines(plan(w, have, true)); got != "set forwarding of 02:00:00:00:00:01 to 192.0.2.100" {
 		t.Error(got)
 	}
-	narrow := peer(2, "10.77.2.0/25")
+	narrow := overlaytest.Peer(2, "10.77.2.0/25")
 	narrow.MTU = 1350
-	w = want(overlay.Goal{Peers: []overlay.Peer{peer(1, "10.77.1.0/25"), narrow}}, 1450)
+	w = want(overlay.Goal{Peers: []overlay.Peer{overlaytest.Peer(1, "10.77.1.0/25"), narrow}}, 1450)
 	if got := lines(plan(w, have, true)); got != "set route 10.78.0.2/32\nset route 10.77.2.0/25 via 10.78.0.2" {
 		t.Error(got)
 	}

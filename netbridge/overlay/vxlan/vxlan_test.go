@@ -1,62 +1,36 @@
 package vxlan
 
 import (
-	"context"
-	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
-	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/overlaytest"
 )
 
-// host is a namespace with an underlay device and a default route.
-func host(t *testing.T) (*netlab.NS, *Backend) {
+func host(t *testing.T) (*overlaytest.Host, *Backend) {
 	t.Helper()
-	netlab.Root(t, "ip", "bridge")
-	n := netlab.New(t, "host")
-	n.Run("ip link add eth0 type veth peer name far0")
-	n.Run("ip link set far0 up")
-	n.Run("ip link set eth0 up")
-	n.Run("ip addr add 192.0.2.9/24 dev eth0")
-	n.Run("ip route add default via 192.0.2.1")
+	n := overlaytest.NewHost(t, "bridge")
 	var b *Backend
 	n.Must(func() (err error) {
-		b, err = New(Config{Name: "nb0", VNI: 20034, Port: 8473, Endpoint: netip.MustParseAddr("192.0.2.9"),
-			Host: netip.MustParseAddr("10.78.0.9"), MAC: fabric.ID("nomad/host").MAC()}, hclog.NewNullLogger())
+		b, err = New(Config{Name: "nb0", VNI: 20034, Port: 8473, Endpoint: overlaytest.Endpoint,
+			Host: overlaytest.Addr, MAC: fabric.ID("nomad/host").MAC()}, hclog.NewNullLogger())
 		return err
 	})
 	return n, b
 }
 
-func ensure(t *testing.T, n *netlab.NS, b *Backend, g overlay.Goal) overlay.Changes {
-	t.Helper()
-	var c overlay.Changes
-	n.Must(func() (err error) {
-		c, err = b.Ensure(g)
-		return err
-	})
-	return c
-}
-
-func goal() overlay.Goal {
-	return overlay.Goal{Prune: true, Peers: []overlay.Peer{peer(1, "10.77.1.0/25"), peer(2, "10.77.2.0/25", "10.77.3.0/25")},
-		Backstop: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}}
-}
-
 func TestTheKernelGetsThere(t *testing.T) {
 	n, b := host(t)
-	g := goal()
-	c := ensure(t, n, b, g)
+	g := overlaytest.Goal()
+	c := n.Ensure(b, g)
 	if !c.Device || c.Set != 2+2+5+1 || c.Gone != 0 {
 		t.Errorf("%+v", c)
 	}
-	for want, from := range map[string]string{
+	n.Shows(map[string]string{
 		"mtu 1450":          "ip link show nb0",
 		"vxlan id 20034":    "ip -d link show nb0",
 		"dstport 8473":      "ip -d link show nb0",
@@ -66,16 +40,12 @@ func TestTheKernelGetsThere(t *testing.T) {
 		"unreachable 10.77.0.0/16 proto 76":                  "ip route",
 		"lladdr 02:00:00:00:00:02 PERMANENT":                 "ip neigh show dev nb0",
 		"02:00:00:00:00:02 dst 192.0.2.2 self permanent":     "bridge fdb show dev nb0",
-	} {
-		if out := n.Run(from); !strings.Contains(out, want) {
-			t.Errorf("%s has no %q:\n%s", from, want, out)
-		}
-	}
+	})
 	// A range without a peer must not leave by the default route.
 	if out, err := n.Try("ip", "route", "get", "10.77.200.1"); err == nil {
 		t.Error("a range that nobody has goes to", out)
 	}
-	if c := ensure(t, n, b, g); c.Any() {
+	if c := n.Ensure(b, g); c.Any() {
 		t.Errorf("a second time changes %+v", c)
 	}
 }
@@ -83,14 +53,14 @@ func TestTheKernelGetsThere(t *testing.T) {
 // An agent that starts finds all of it, and the device is the same one.
 func TestAdoption(t *testing.T) {
 	n, b := host(t)
-	ensure(t, n, b, goal())
+	n.Ensure(b, overlaytest.Goal())
 	before := n.Run("ip -o link show nb0")
 	var again *Backend
 	n.Must(func() (err error) {
 		again, err = New(b.cfg, hclog.NewNullLogger())
 		return err
 	})
-	if c := ensure(t, n, again, goal()); c.Any() {
+	if c := n.Ensure(again, overlaytest.Goal()); c.Any() {
 		t.Errorf("%+v", c)
 	}
 	if after := n.Run("ip -o link show nb0"); after != before {
@@ -100,15 +70,15 @@ func TestAdoption(t *testing.T) {
 
 func TestPruning(t *testing.T) {
 	n, b := host(t)
-	ensure(t, n, b, goal())
-	one := goal()
+	n.Ensure(b, overlaytest.Goal())
+	one := overlaytest.Goal()
 	one.Peers = one.Peers[:1]
 	one.Prune = false
-	if c := ensure(t, n, b, one); c.Any() {
+	if c := n.Ensure(b, one); c.Any() {
 		t.Errorf("without a complete list: %+v", c)
 	}
 	one.Prune = true
-	if c := ensure(t, n, b, one); c.Gone != 3+1+1 || c.Set != 0 {
+	if c := n.Ensure(b, one); c.Gone != 3+1+1 || c.Set != 0 {
 		t.Errorf("%+v", c)
 	}
 	if out := n.Run("ip route") + n.Run("bridge fdb show dev nb0") + n.Run("ip neigh show dev nb0"); strings.Contains(out, "10.78.0.2") || strings.Contains(out, "192.0.2.2") {
@@ -121,12 +91,7 @@ func TestForeignRoutes(t *testing.T) {
 	n, b := host(t)
 	n.Run("ip route add 10.77.2.0/25 via 192.0.2.77")
 	n.Run("ip route add 10.200.0.0/16 via 192.0.2.78")
-	var err error
-	n.Must(func() error {
-		_, err = b.Ensure(goal())
-		return nil
-	})
-	if err == nil || !strings.Contains(err.Error(), "10.77.2.0/25") || !strings.Contains(err.Error(), "already") {
+	if err := n.Refused(b, overlaytest.Goal()); !strings.Contains(err.Error(), "10.77.2.0/25") || !strings.Contains(err.Error(), "already") {
 		t.Error(err)
 	}
 	out := n.Run("ip route")
@@ -140,12 +105,7 @@ func TestForeignRoutes(t *testing.T) {
 func TestADeviceOfSomebodyElse(t *testing.T) {
 	n, b := host(t)
 	n.Run("ip link add nb0 type bridge")
-	var err error
-	n.Must(func() error {
-		_, err = b.Ensure(goal())
-		return nil
-	})
-	if err == nil || !strings.Contains(err.Error(), "nb0 is a bridge of somebody else's") {
+	if err := n.Refused(b, overlaytest.Goal()); !strings.Contains(err.Error(), "nb0 is a bridge of somebody else's") {
 		t.Error(err)
 	}
 	if out := n.Run("ip -d link show nb0"); !strings.Contains(out, "bridge") {
@@ -156,11 +116,8 @@ func TestADeviceOfSomebodyElse(t *testing.T) {
 // What is touched is told within the second, and mended.
 func TestWhatIsTouchedIsMended(t *testing.T) {
 	n, b := host(t)
-	ensure(t, n, b, goal())
-	changed := make(chan string, 100)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	n.Must(func() error { return b.Watch(ctx, func(what string) { changed <- what }) })
+	n.Ensure(b, overlaytest.Goal())
+	watched := n.Watch(b)
 	for _, c := range []struct{ line, want string }{
 		{"ip link del nb0", "device was removed"},
 		{"ip route del 10.77.1.0/25", "route was removed"},
@@ -170,30 +127,14 @@ func TestWhatIsTouchedIsMended(t *testing.T) {
 		{"ip neigh del 10.78.0.1 dev nb0", "neighbour or forwarding entry"},
 		{"bridge fdb del 02:00:00:00:00:01 dev nb0 self", "neighbour or forwarding entry"},
 	} {
-		for len(changed) > 0 {
-			<-changed
-		}
+		watched.Forget()
 		began := time.Now()
 		n.Run(c.line)
-		for told := false; !told; {
-			select {
-			case what := <-changed:
-				told = strings.Contains(what, c.want)
-			case <-time.After(5 * time.Second):
-				t.Fatalf("%s is not told", c.line)
-			}
-		}
+		watched.Await(c.want)
 		told := time.Since(began)
-		ensure(t, n, b, goal())
+		n.Ensure(b, overlaytest.Goal())
 		mended := time.Since(began)
-		var drift []string
-		n.Must(func() (err error) {
-			drift, err = b.Drift(goal())
-			return err
-		})
-		if len(drift) > 0 {
-			t.Errorf("%s is not mended: %v", c.line, drift)
-		}
+		n.Settled(b, overlaytest.Goal())
 		if told > time.Second {
 			t.Errorf("%s was told after %s", c.line, told)
 		}
@@ -204,20 +145,12 @@ func TestWhatIsTouchedIsMended(t *testing.T) {
 func TestManyPeers(t *testing.T) {
 	n, b := host(t)
 	for _, count := range []int{300, 1000} {
-		g := overlay.Goal{Prune: true}
-		for i := range count {
-			p := peer(1)
-			p.Host = netip.AddrFrom4([4]byte{10, 78, 4 + byte(i>>8), byte(i)})
-			p.Endpoint = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
-			p.MAC = fabric.ID(fmt.Sprint("nomad/", i)).MAC()
-			p.CIDRs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 80 + byte(i>>8), byte(i), 0}), 25)}
-			g.Peers = append(g.Peers, p)
-		}
+		g := overlaytest.Many(count)
 		began := time.Now()
-		c := ensure(t, n, b, g)
+		c := n.Ensure(b, g)
 		first := time.Since(began)
 		began = time.Now()
-		if c := ensure(t, n, b, g); c.Any() {
+		if c := n.Ensure(b, g); c.Any() {
 			t.Errorf("%+v", c)
 		}
 		t.Logf("%d peers: %d changes in %s, adopted in %s", count, c.Set, first, time.Since(began))

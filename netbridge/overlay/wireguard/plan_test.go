@@ -11,22 +11,12 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/overlaytest"
 )
 
 const port = 8473
 
-func key(n byte) wgtypes.Key { return wgtypes.Key{31: n} }
-
-func goalPeer(n byte, cidrs ...string) overlay.Peer {
-	p := overlay.Peer{
-		Name: "nomad/" + string('a'+rune(n)), Host: netip.AddrFrom4([4]byte{10, 78, 0, n}), Endpoint: netip.AddrFrom4([4]byte{192, 0, 2, n}),
-		Key: key(n).String(), MTU: 1440,
-	}
-	for _, c := range cidrs {
-		p.CIDRs = append(p.CIDRs, netip.MustParsePrefix(c))
-	}
-	return p
-}
+func key(n byte) wgtypes.Key { return overlaytest.Key(n) }
 
 // met are the peers of a goal after all have shaken hands.
 func met(t *testing.T, peers ...overlay.Peer) map[wgtypes.Key]peer {
@@ -51,7 +41,7 @@ func lines(set, gone []change) string {
 }
 
 func TestPlanLeavesAloneWhatIsRight(t *testing.T) {
-	a, b := goalPeer(1, "10.77.1.0/25"), goalPeer(2, "10.77.2.0/25", "10.77.3.0/25")
+	a, b := overlaytest.Peer(1, "10.77.1.0/25"), overlaytest.Peer(2, "10.77.2.0/25", "10.77.3.0/25")
 	have := met(t, a, b)
 	w, names, _ := want(overlay.Goal{Peers: []overlay.Peer{a, b}}, port)
 	if set, gone := plan(w, have, names, true); len(set)+len(gone) > 0 {
@@ -76,7 +66,7 @@ set peer nomad/c: its ranges are [10.77.2.0/25 10.77.3.0/25 10.78.0.2/32], not [
 }
 
 func TestPlanTakesAwayOnlyWhenTold(t *testing.T) {
-	a, b := goalPeer(1, "10.77.1.0/25"), goalPeer(2, "10.77.2.0/25", "10.77.3.0/25")
+	a, b := overlaytest.Peer(1, "10.77.1.0/25"), overlaytest.Peer(2, "10.77.2.0/25", "10.77.3.0/25")
 	have := met(t, a, b)
 	b.CIDRs = b.CIDRs[:1]
 	w, names, _ := want(overlay.Goal{Peers: []overlay.Peer{b}}, port)
@@ -94,7 +84,7 @@ func TestPlanTakesAwayOnlyWhenTold(t *testing.T) {
 
 // Who has not been met is greeted until then; that is not told as a difference.
 func TestGreeting(t *testing.T) {
-	a := goalPeer(1, "10.77.1.0/25")
+	a := overlaytest.Peer(1, "10.77.1.0/25")
 	w, names, _ := want(overlay.Goal{Peers: []overlay.Peer{a}}, port)
 	set, _ := plan(w, nil, names, true)
 	if len(set) != 1 || set[0].what != "set peer nomad/b: it is new" || set[0].cfg.PersistentKeepaliveInterval != nil || set[0].cfg.UpdateOnly {
@@ -118,9 +108,9 @@ func TestGreeting(t *testing.T) {
 }
 
 func TestABadKeyDoesNotHoldUpTheOthers(t *testing.T) {
-	bad := goalPeer(3, "10.77.3.0/25")
+	bad := overlaytest.Peer(3, "10.77.3.0/25")
 	bad.Key = "x"
-	peers, _, err := want(overlay.Goal{Peers: []overlay.Peer{bad, goalPeer(1, "10.77.1.0/25")}}, port)
+	peers, _, err := want(overlay.Goal{Peers: []overlay.Peer{bad, overlaytest.Peer(1, "10.77.1.0/25")}}, port)
 	if err == nil || !strings.Contains(err.Error(), "nomad/d") || len(peers) != 1 {
 		t.Error(peers, err)
 	}

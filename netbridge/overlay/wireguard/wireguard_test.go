@@ -3,7 +3,6 @@ package wireguard
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -14,8 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
-	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/overlaytest"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/overlay/wireguard/userspace"
 )
 
@@ -34,32 +32,26 @@ func TestMain(m *testing.M) {
 // device is this run's: sockets in /var/run/wireguard are the whole machine's.
 var device = fmt.Sprint("nbt", os.Getpid())
 
-func host(t *testing.T) (*netlab.NS, *Backend) {
+func host(t *testing.T) (*overlaytest.Host, *Backend) {
 	t.Helper()
-	netlab.Root(t, "ip")
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skip("needs /dev/net/tun")
 	}
-	n := netlab.New(t, "host")
-	n.Run("ip link add eth0 type veth peer name far0")
-	n.Run("ip link set far0 up")
-	n.Run("ip link set eth0 up")
-	n.Run("ip addr add 192.0.2.9/24 dev eth0")
-	n.Run("ip route add default via 192.0.2.1")
+	n := overlaytest.NewHost(t)
 	private, err := wgtypes.GeneratePrivateKey()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b *Backend
 	n.Must(func() (err error) {
-		b, err = New(Config{Name: device, Key: private, Port: port, Endpoint: netip.MustParseAddr("192.0.2.9"), Host: netip.MustParseAddr("10.78.0.9")}, hclog.NewNullLogger())
+		b, err = New(Config{Name: device, Key: private, Port: port, Endpoint: overlaytest.Endpoint, Host: overlaytest.Addr}, hclog.NewNullLogger())
 		return err
 	})
 	return n, b
 }
 
 // carry starts the process that carries the device.
-func carry(t *testing.T, n *netlab.NS) *exec.Cmd {
+func carry(t *testing.T, n *overlaytest.Host) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), carrierEnv+"="+device)
@@ -83,34 +75,9 @@ func end(cmd *exec.Cmd) {
 	_ = os.Remove("/var/run/wireguard/" + device + ".sock")
 }
 
-func ensure(t *testing.T, n *netlab.NS, b *Backend, g overlay.Goal) overlay.Changes {
-	t.Helper()
-	var c overlay.Changes
-	n.Must(func() (err error) {
-		c, err = b.Ensure(g)
-		return err
-	})
-	return c
-}
-
-func drift(t *testing.T, n *netlab.NS, b *Backend, g overlay.Goal) []string {
-	t.Helper()
-	var out []string
-	n.Must(func() (err error) {
-		out, err = b.Drift(g)
-		return err
-	})
-	return out
-}
-
-func goal() overlay.Goal {
-	return overlay.Goal{Prune: true, Peers: []overlay.Peer{goalPeer(1, "10.77.1.0/25"), goalPeer(2, "10.77.2.0/25", "10.77.3.0/25")},
-		Backstop: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}}
-}
-
 func TestTheDeviceGetsThere(t *testing.T) {
 	n, b := host(t)
-	g := goal()
+	g := overlaytest.Goal()
 	var err error
 	n.Must(func() error {
 		_, err = b.Ensure(g)
@@ -123,20 +90,16 @@ func TestTheDeviceGetsThere(t *testing.T) {
 		t.Skip("this kernel has WireGuard")
 	}
 	carry(t, n)
-	c := ensure(t, n, b, g)
+	c := n.Ensure(b, g)
 	if !c.Device || c.Set != 2+5+1 || c.Gone != 0 {
 		t.Errorf("%+v", c)
 	}
-	for want, from := range map[string]string{
+	n.Shows(map[string]string{
 		"mtu 1440":          "ip link show " + device,
 		"inet 10.78.0.9/32": "ip addr show " + device,
 		"10.77.1.0/25 via 10.78.0.1 dev " + device + " proto 76 onlink": "ip route",
 		"unreachable 10.77.0.0/16 proto 76":                             "ip route",
-	} {
-		if out := n.Run(from); !strings.Contains(out, want) {
-			t.Errorf("%s has no %q:\n%s", from, want, out)
-		}
-	}
+	})
 	client, err := wgctrl.New()
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +109,7 @@ func TestTheDeviceGetsThere(t *testing.T) {
 	if err != nil || d.PrivateKey != b.cfg.Key || d.ListenPort != port || len(d.Peers) != 2 {
 		t.Errorf("%+v %v", d, err)
 	}
-	if c := ensure(t, n, b, g); c.Any() || c.Again {
+	if c := n.Ensure(b, g); c.Any() || c.Again {
 		t.Errorf("a second time changes %+v", c)
 	}
 	if d, err := client.Device(device); err != nil || d.Peers[0].PersistentKeepaliveInterval != greeting {
@@ -158,21 +121,19 @@ func TestTheDeviceGetsThere(t *testing.T) {
 		again, err = New(b.cfg, hclog.NewNullLogger())
 		return err
 	})
-	if c := ensure(t, n, again, g); c.Any() {
+	if c := n.Ensure(again, g); c.Any() {
 		t.Errorf("adoption changes %+v", c)
 	}
-	if d := drift(t, n, again, g); len(d) > 0 {
-		t.Error(d)
-	}
+	n.Settled(again, g)
 
-	one := goal()
+	one := overlaytest.Goal()
 	one.Peers = one.Peers[:1]
 	one.Prune = false
-	if c := ensure(t, n, b, one); c.Any() {
+	if c := n.Ensure(b, one); c.Any() {
 		t.Errorf("without a complete list: %+v", c)
 	}
 	one.Prune = true
-	if c := ensure(t, n, b, one); c.Gone != 3+1 || c.Set != 0 {
+	if c := n.Ensure(b, one); c.Gone != 3+1 || c.Set != 0 {
 		t.Errorf("%+v", c)
 	}
 	if d, err = client.Device(device); err != nil || len(d.Peers) != 1 || d.Peers[0].PublicKey != key(1) {
@@ -188,26 +149,10 @@ func TestTheDeviceGetsThere(t *testing.T) {
 func TestAnotherProcess(t *testing.T) {
 	n, b := host(t)
 	cmd := carry(t, n)
-	ensure(t, n, b, goal())
-	changed := make(chan string, 100)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	n.Must(func() error { return b.Watch(ctx, func(what string) { changed <- what }) })
-	await := func(want string) {
-		t.Helper()
-		for {
-			select {
-			case what := <-changed:
-				if strings.Contains(what, want) {
-					return
-				}
-			case <-time.After(5 * time.Second):
-				t.Fatalf("%q is not told", want)
-			}
-		}
-	}
+	n.Ensure(b, overlaytest.Goal())
+	watched := n.Watch(b)
 	_ = cmd.Process.Kill()
-	await("device was removed")
+	watched.Await("device was removed")
 	_ = cmd.Wait()
 	began := time.Now()
 	again := exec.Command(os.Args[0])
@@ -216,13 +161,11 @@ func TestAnotherProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { end(again) })
-	await("device was set down")
-	if c := ensure(t, n, b, goal()); !c.Device {
+	watched.Await("device was set down")
+	if c := n.Ensure(b, overlaytest.Goal()); !c.Device {
 		t.Errorf("%+v", c)
 	}
-	if d := drift(t, n, b, goal()); len(d) > 0 {
-		t.Error(d)
-	}
+	n.Settled(b, overlaytest.Goal())
 	t.Logf("all there %s after the start", time.Since(began))
 	// Two for one device would be one too many.
 	second := exec.Command(os.Args[0])
@@ -238,24 +181,14 @@ func TestADeviceOfSomebodyElse(t *testing.T) {
 	n, b := host(t)
 	for _, kind := range []string{"bridge", "vxlan id 20034 dstport 8473"} {
 		n.Run("ip link add " + device + " type " + kind)
-		var err error
-		n.Must(func() error {
-			_, err = b.Ensure(goal())
-			return nil
-		})
-		if err == nil || !strings.Contains(err.Error(), "of somebody else's") {
+		if err := n.Refused(b, overlaytest.Goal()); !strings.Contains(err.Error(), "of somebody else's") {
 			t.Error(err)
 		}
 		n.Run("ip link del " + device)
 	}
 	// A tun that nobody answers for.
 	n.Run("ip tuntap add " + device + " mode tun")
-	var err error
-	n.Must(func() error {
-		_, err = b.Ensure(goal())
-		return nil
-	})
-	if err == nil || !strings.Contains(err.Error(), "nothing of WireGuard's answers") {
+	if err := n.Refused(b, overlaytest.Goal()); !strings.Contains(err.Error(), "nothing of WireGuard's answers") {
 		t.Error(err)
 	}
 }
@@ -263,20 +196,12 @@ func TestADeviceOfSomebodyElse(t *testing.T) {
 func TestManyPeers(t *testing.T) {
 	n, b := host(t)
 	carry(t, n)
-	g := overlay.Goal{Prune: true}
-	for i := range 1000 {
-		p := goalPeer(1)
-		p.Host = netip.AddrFrom4([4]byte{10, 78, 4 + byte(i>>8), byte(i)})
-		p.Endpoint = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
-		p.Key = wgtypes.Key{1, byte(i >> 8), byte(i)}.String()
-		p.CIDRs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 80 + byte(i>>8), byte(i), 0}), 25)}
-		g.Peers = append(g.Peers, p)
-	}
+	g := overlaytest.Many(1000)
 	began := time.Now()
-	c := ensure(t, n, b, g)
+	c := n.Ensure(b, g)
 	first := time.Since(began)
 	began = time.Now()
-	if c := ensure(t, n, b, g); c.Any() {
+	if c := n.Ensure(b, g); c.Any() {
 		t.Errorf("%+v", c)
 	}
 	t.Logf("%d changes in %s, adopted in %s", c.Set, first, time.Since(began))

@@ -33,12 +33,14 @@ func anything(path string) error {
 	return err
 }
 
+// newCache has room, however full the disk of this machine is.
 func newCache(t *testing.T) *Cache {
 	t.Helper()
 	c, err := Open(filepath.Join(t.TempDir(), "cache"), anything)
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.holds(t, 1<<40, 0)
 	return c
 }
 
@@ -62,14 +64,16 @@ type server struct {
 	// content is sent with its length, and an ETag, where there is a tag.
 	content []byte
 	tag     string
-	wait    chan struct{}
+	// wait, if there is one, holds each request up once it is told in came.
+	wait, came chan struct{}
 }
 
 func newServer(t *testing.T) *server {
-	s := &server{content: bytes.Repeat([]byte("disk"), 1<<20)}
+	s := &server{content: bytes.Repeat([]byte("disk"), 1<<20), came: make(chan struct{}, 100)}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.asked.Add(1)
 		if s.wait != nil {
+			s.came <- struct{}{}
 			<-s.wait
 		}
 		if strings.HasSuffix(r.URL.Path, "/none") {
@@ -147,9 +151,7 @@ func TestFetchGivesUp(t *testing.T) {
 		_, err := c.Fetch(t.Context(), u)
 		first <- err
 	}()
-	for s.asked.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	<-s.came
 	ctx, cancel := context.WithCancel(t.Context())
 	second := make(chan error, 1)
 	go func() {

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 )
 
 var (
@@ -28,7 +30,7 @@ const insideEnv = "BENCH_NETWORK_INSIDE"
 // bin has the programs.
 var bin string
 
-var figures = &report{}
+var report *figures.Report
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -53,9 +55,9 @@ func run(m *testing.M) (code int, err error) {
 	if os.Getenv(insideEnv) == "" {
 		return inside()
 	}
-	figures.begin()
+	report = figures.New(*strict)
 	code = m.Run()
-	return code, figures.write(*output)
+	return code, report.Write(*output)
 }
 
 // inside runs this process once more, in a network namespace.
@@ -103,4 +105,9 @@ func await(b *testing.B, what string, limit time.Duration, ok func() bool) {
 			b.Fatalf("no %s after %s", what, limit)
 		}
 	}
+}
+
+// us is in microseconds, p50 and p99.
+func us(list []time.Duration) string {
+	return fmt.Sprintf("p50 %d µs, p99 %d µs", figures.Quantile(list, 0.5).Microseconds(), figures.Quantile(list, 0.99).Microseconds())
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 )
 
@@ -60,21 +61,21 @@ func tell(b *testing.B, c contender, r, limit, tracked taken, list []contender) 
 		for i := range r.Gbits {
 			each = append(each, r.Gbits[i]/of.Gbits[i])
 		}
-		return quantile(each, 0.5)
+		return figures.Quantile(each, 0.5)
 	}
-	rate := fmt.Sprintf("%.2f Gbit/s", quantile(r.Gbits, 0.5))
+	rate := fmt.Sprintf("%.2f Gbit/s", figures.Quantile(r.Gbits, 0.5))
 	figure := c.name + ": TCP, one connection"
 	switch c.name {
 	case list[0].name:
-		figures.add(figure, rate, "")
+		report.Add(figure, rate, "")
 	case list[2].name:
-		figures.goal(b, figure, rate, fmt.Sprintf("%.3f of the hand-made, %.3f of the one with tracking", ratio(limit), ratio(tracked)), "0.97 of the hand-made", ratio(limit) >= 0.97)
+		report.Goal(b, figure, rate, fmt.Sprintf("%.3f of the hand-made, %.3f of the one with tracking", ratio(limit), ratio(tracked)), "0.97 of the hand-made", ratio(limit) >= 0.97)
 	default:
-		figures.add(figure, rate, fmt.Sprintf("%.3f of the hand-made", ratio(limit)))
+		report.Add(figure, rate, fmt.Sprintf("%.3f of the hand-made", ratio(limit)))
 	}
-	figures.add(c.name+": a round trip by UDP", us(r.UDP), "the hand-made: "+us(limit.UDP))
-	figures.add(c.name+": a round trip by TCP", us(r.TCP), "the hand-made: "+us(limit.TCP))
-	figures.Details[c.name] = map[string]any{"gbits": r.Gbits}
+	report.Add(c.name+": a round trip by UDP", us(r.UDP), "the hand-made: "+us(limit.UDP))
+	report.Add(c.name+": a round trip by TCP", us(r.TCP), "the hand-made: "+us(limit.TCP))
+	report.Detail(c.name, map[string]any{"gbits": r.Gbits})
 }
 
 // throughput is what arrives of one connection from a to z, in Gbit/s.

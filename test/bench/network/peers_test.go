@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/vishvananda/netlink"
 
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/agent"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
@@ -162,10 +163,10 @@ func (m *many) change(n int) {
 	}
 	_, last := m.record(n + changes - 1)
 	await(m.b, "end of the last route", 10*time.Second, func() bool { return !m.routed(last.CIDRs[0]) })
-	figures.add(m.of(n)+": from a record's write to the route",
-		fmt.Sprintf("p50 %d ms, longest %d ms", quantile(took, 0.5).Milliseconds(), quantile(took, 1).Milliseconds()), "")
-	figures.add(m.of(n)+": a change brings an agent from Consul", fmt.Sprintf("%.0f kB", perBytes/1000), fmt.Sprintf("%.0f bytes a peer", perBytes/float64(n)))
-	figures.add(m.of(n)+": a change costs an agent", fmt.Sprintf("%.0f ms of CPU", perCPU*1000), "")
+	report.Add(m.of(n)+": from a record's write to the route",
+		fmt.Sprintf("p50 %d ms, longest %d ms", figures.Quantile(took, 0.5).Milliseconds(), figures.Quantile(took, 1).Milliseconds()), "")
+	report.Add(m.of(n)+": a change brings an agent from Consul", fmt.Sprintf("%.0f kB", perBytes/1000), fmt.Sprintf("%.0f bytes a peer", perBytes/float64(n)))
+	report.Add(m.of(n)+": a change costs an agent", fmt.Sprintf("%.0f ms of CPU", perCPU*1000), "")
 }
 
 func (m *many) routed(to netip.Prefix) bool {
@@ -187,7 +188,7 @@ func (m *many) rest(ask func() (agent.Status, error)) {
 	perSecond := float64(m.bytes.Load()-got) / idle.Seconds()
 	st, err := ask()
 	must(m.b, err)
-	figures.add(m.of(len(st.Peers))+": an agent at rest",
+	report.Add(m.of(len(st.Peers))+": an agent at rest",
 		fmt.Sprintf("%.1f %% of a core, %.0f MiB resident, %.1f kB/s from Consul", 100*share, resident(m.b, m.pid), perSecond/1000), "")
 }
 

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/devcluster"
+	"github.com/nomad-kubelet/nomad-kubelet/internal/figures"
 )
 
 // portBase begins the control plane's ports, in a namespace that nobody else is in.
@@ -56,12 +57,12 @@ func BenchmarkServices(b *testing.B) {
 	for _, n := range []int{10, 1000, 10000} {
 		s.grow(n)
 		direct, service := s.connect(func() (netip.Addr, int) { return s.server.ip, s.port }), s.connect(func() (netip.Addr, int) { return s.ips[rand.N(len(s.ips))], 80 })
-		figures.add(fmt.Sprintf("%d Services: a connection to a ClusterIP", n), us(service), "to the pod: "+us(direct))
-		p50 = append(p50, quantile(service, 0.5))
+		report.Add(fmt.Sprintf("%d Services: a connection to a ClusterIP", n), us(service), "to the pod: "+us(direct))
+		p50 = append(p50, figures.Quantile(service, 0.5))
 	}
 	// Noise apart: iptables' chains would make it many times as much.
 	flat := p50[2] <= p50[0]*3/2
-	figures.goal(b, "10,000 Services beside 10, p50", fmt.Sprintf("%.2f times", float64(p50[2])/float64(p50[0])), "", "flat: at most 1.5 times", flat)
+	report.Goal(b, "10,000 Services beside 10, p50", fmt.Sprintf("%.2f times", float64(p50[2])/float64(p50[0])), "", "flat: at most 1.5 times", flat)
 }
 
 // controlPlane is Kubernetes alone, with kube-proxy on this machine.
