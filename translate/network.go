@@ -90,7 +90,7 @@ func (b *builder) hostPort(n *api.NetworkResource, taken map[int32]int32, p core
 		b.refuse(field+".protocol", "Nomad maps TCP and UDP ports only")
 	}
 	if p.HostIP != "" && p.HostIP != "0.0.0.0" && p.HostIP != "::" {
-		b.refuse(field+".hostIP", "a port on one address of the client is not there yet")
+		b.refuse(field+".hostIP", "Nomad's static ports are a client's, not one of its addresses': leave it out")
 	}
 	to, seen := taken[p.HostPort]
 	switch {

@@ -175,7 +175,7 @@ var verdicts = map[string]Verdict{
 	"containers.livenessProbe.*":                                      {Approximated, textProbe},
 	"containers.name":                                                 {Carried, "as the task's name; \"alloc\" is \"alloc-\""},
 	"containers.ports.containerPort":                                  {Carried, "reached at the pod's address; forwarded to a VM"},
-	"containers.ports.hostIP":                                         {Refused, "a port on one address of the client is not there yet"},
+	"containers.ports.hostIP":                                         {Refused, "Nomad's static ports are a client's, not one of its addresses': leave it out"},
 	"containers.ports.hostPort":                                       {Approximated, "TCP and UDP together; " + textHost},
 	"containers.ports.name":                                           {Kept, "a name for Services and probes"},
 	"containers.ports.protocol":                                       {Approximated, "SCTP with hostPort is refused"},
