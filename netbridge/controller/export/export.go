@@ -114,12 +114,14 @@ func (e *Exporter) pass(ctx context.Context) (time.Time, error) {
 	there = maps.Clone(there)
 	maps.DeleteFunc(there, func(_ string, s *api.AgentService) bool { return s.Meta[MetaCluster] != cluster })
 	wanted, present, err := e.wanted(cluster)
-	if err == nil {
-		err = e.register(ctx, wanted, there)
-	}
 	var again time.Time
 	if err == nil {
-		again, err = e.deregister(ctx, wanted, there, present)
+		// One that cannot be written, such as a name that the token has no right to, must
+		// not keep what is gone in the catalog: its address may be another pod's by now.
+		err = e.register(ctx, wanted, there)
+		var failed error
+		again, failed = e.deregister(ctx, wanted, there, present)
+		err = errors.Join(err, failed)
 	}
 	if err != nil {
 		e.Metrics.Errors.WithLabelValues(room).Inc()
