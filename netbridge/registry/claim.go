@@ -57,7 +57,8 @@ type Request struct {
 // Claim gives the node its blocks and its overlay address and publishes its
 // record, all in one transaction. It is idempotent: a node that has what it wants
 // writes nothing. It tries again until ctx ends, but gives up at once when what
-// the node holds is another's ([fabric.ErrOwned]) or nothing is left.
+// the node holds is another's ([fabric.ErrOwned]), nothing is left, or the token may
+// not write ([ErrDenied]).
 func (r *Registry) Claim(ctx context.Context, q Request) (fabric.Node, error) {
 	const minBackoff, maxBackoff = 10 * time.Millisecond, 2 * time.Second
 	backoff := minBackoff
@@ -121,7 +122,11 @@ func (r *Registry) claim(ctx context.Context, q Request) (fabric.Node, bool, err
 	ops = append(ops, &api.KVTxnOp{Verb: api.KVCAS, Key: r.prefix + "nodes/" + string(q.ID), Value: value, Index: index})
 	ok, err := r.txn(ctx, ops)
 	if err != nil {
-		return node, false, fmt.Errorf("claim: %w", err)
+		err = fmt.Errorf("claim: %w", err)
+		if errors.Is(err, ErrDenied) {
+			err = &finalError{err} // asking a hundred times a second gives no right
+		}
+		return node, false, err
 	}
 	return node, ok, nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"strings"
 
 	"github.com/hashicorp/consul/api"
 
@@ -65,7 +64,7 @@ func (r *Registry) MayWrite(ctx context.Context, id fabric.ID) (denied []string,
 		return nil, errors.New("consul has written over a version that cannot be")
 	}
 	for _, e := range resp.Errors {
-		if strings.Contains(strings.ToLower(e.What), "permission denied") && e.OpIndex < len(keys) {
+		if isDenied(e) && e.OpIndex < len(keys) {
 			denied = append(denied, r.prefix+keys[e.OpIndex])
 		}
 	}

@@ -114,13 +114,28 @@ func (r *Registry) Ping(ctx context.Context) error {
 	return err
 }
 
-// txn says whether all of it was done; with an error that is not known.
+// ErrDenied says that the token may not write.
+var ErrDenied = errors.New("permission denied")
+
+// txn says whether all of it was done; with an error that is not known, unless it
+// is [ErrDenied]: then none of it was. Consul answers a write that the token has no
+// right to as one that somebody else has outrun (agent/consul/txn_endpoint.go).
 func (r *Registry) txn(ctx context.Context, ops api.KVTxnOps) (bool, error) {
 	q, cancel := query(ctx)
 	defer cancel()
-	ok, _, _, err := r.client.KV().Txn(ops, q)
-	return ok, err
+	ok, resp, _, err := r.client.KV().Txn(ops, q)
+	if err != nil || ok {
+		return ok, err
+	}
+	for _, e := range resp.Errors {
+		if isDenied(e) && e.OpIndex < len(ops) {
+			return false, fmt.Errorf("the token may not write %s: %w", ops[e.OpIndex].Key, ErrDenied)
+		}
+	}
+	return false, nil
 }
+
+func isDenied(e *api.TxnError) bool { return strings.Contains(strings.ToLower(e.What), "permission denied") }
 
 func query(ctx context.Context) (*api.QueryOptions, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

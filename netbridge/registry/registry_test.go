@@ -560,6 +560,17 @@ func TestListsThatRightsHaveCut(t *testing.T) {
 	if err := full.SetSettings(t.Context(), s); err == nil {
 		t.Error("an agent may write the settings")
 	}
+	// The policy of a Kubernetes node's agent, on a Nomad client: that no right is there
+	// is told, at once, and is nobody else's write that one tries to outrun.
+	wrong := policy(strings.NewReplacer("/default/", "/test/", "nodes/nomad/", "nodes/k8s/").Replace(string(deployed)))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := wrong.Claim(ctx, request(s, 4)); !errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), "netbridge/v1/test/nodes/nomad/04") {
+		t.Errorf("without the right to write its record: %v", err)
+	}
+	if blocks, _, err := full.claims(t.Context()); err != nil || len(blocks) != 4 {
+		t.Errorf("a claim that was denied has left something: %v %v", blocks, err)
+	}
 	part := policy(`key_prefix "netbridge/v1/test/nodes/.keep" { policy = "read" } key_prefix "netbridge/v1/test/nodes/nomad/01" { policy = "read" }
 key_prefix "netbridge/v1/test/blocks/10.77.0" { policy = "read" }`)
 	lists, _ := follow(t, part, "nomad/01", 1)
