@@ -210,7 +210,7 @@ func (r *Registry) pickBlocks(q Request, blocks map[netip.Prefix]owner) ([]netip
 		if slices.Contains(mine, p) {
 			continue
 		}
-		if o, ok := blocks[p]; ok && o.Node != q.ID {
+		if o, ok := blocks[p]; ok && o.Node != q.ID && o.State != Released {
 			return nil, nil, fmt.Errorf("block %s, which this node has pods on, %w: %s", p, fabric.ErrOwned, o.Node)
 		}
 		take(p)
@@ -255,7 +255,7 @@ func (r *Registry) pickHost(q Request, hosts map[netip.Addr]owner) (netip.Addr, 
 	mine := owner{Node: q.ID}
 	o, taken := hosts[q.HeldHost]
 	switch {
-	case taken && o.Node != q.ID:
+	case taken && o.Node != q.ID && o.State != Released:
 		return netip.Addr{}, nil, fmt.Errorf("overlay address %s, which this node has, %w: %s", q.HeldHost, fabric.ErrOwned, o.Node)
 	case q.HeldHost.IsValid():
 		return q.HeldHost, r.own("hosts/"+q.HeldHost.String(), mine, o.index), nil

@@ -25,7 +25,7 @@ func (r *Registry) List(ctx context.Context, self fabric.ID) (List, error) {
 	return w.whole(w.part(answer{pairs, meta})), nil
 }
 
-// Owners tells whose the blocks and overlay addresses are; released blocks are left
+// Owners tells whose the blocks and overlay addresses are; released ones are left
 // out.
 func (r *Registry) Owners(ctx context.Context) (map[netip.Prefix]fabric.ID, map[netip.Addr]fabric.ID, error) {
 	blocks, hosts, err := r.claims(ctx)
@@ -39,7 +39,9 @@ func (r *Registry) Owners(ctx context.Context) (map[netip.Prefix]fabric.ID, map[
 		}
 	}
 	for a, o := range hosts {
-		h[a] = o.Node
+		if o.State != Released {
+			h[a] = o.Node
+		}
 	}
 	return b, h, nil
 }

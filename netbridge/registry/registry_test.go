@@ -264,6 +264,16 @@ func releasedNodes(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
 	if blocks, hosts, err = r.claims(t.Context()); err != nil || blocks[had.CIDRs[0]].State != Active || hosts[had.Host].State != "" {
 		t.Errorf("%v %v %v", blocks, hosts, err)
 	}
+	// What another had in between, and has no more, is nobody's.
+	theirs := owner{Node: "nomad/between", State: Released, Since: time.Now().UTC()}
+	put(t, kv, r.prefix+blockKey(had.CIDRs[0]), theirs)
+	put(t, kv, r.prefix+"hosts/"+had.Host.String(), theirs)
+	if b, h, err := r.Owners(t.Context()); err != nil || len(b)+len(h) != 0 {
+		t.Errorf("what is released has owners: %v %v %v", b, h, err)
+	}
+	if back, err := r.Claim(t.Context(), q); err != nil || !back.Equal(had) {
+		t.Errorf("a node comes back to what another has released as %v: %v", back, err)
+	}
 	// All overlay addresses are used: the longest released is next.
 	now := time.Now().UTC()
 	for i := range s.Hosts() {
