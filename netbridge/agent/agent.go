@@ -265,6 +265,7 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 		return
 	}
 	a.problem("claim", nil)
+	a.problem("blocks", c.short)
 	a.fence("")
 	if a.backend == nil || a.state.Settings.Backend != c.settings.Backend || a.state.Settings.VNI != c.settings.VNI || a.state.Settings.Port != c.settings.Port || a.state.Own.Host != c.own.Host || a.state.Own.Endpoint != c.own.Endpoint || a.state.Own.MTU != c.own.MTU {
 		a.state.Settings, a.state.Own = c.settings, c.own

@@ -38,6 +38,8 @@ type claimed struct {
 	settings fabric.Settings
 	own      fabric.Node
 	err      error
+	// short says that there were fewer blocks than are wanted.
+	short error
 }
 
 // claim keeps the node's claims and its record in Consul, until ctx ends. own is
@@ -98,6 +100,9 @@ func (a *Agent) claimOnce(ctx context.Context, own fabric.Node) (c claimed) {
 	}
 	if c.own, c.err = a.registry.Claim(ctx, q); c.err == nil {
 		a.saySeen(ctx)
+		if a.store != nil && len(c.own.CIDRs) < q.Blocks {
+			c.short = fmt.Errorf("has %d of the %d blocks that it wants: none is left of %s", len(c.own.CIDRs), q.Blocks, c.settings.BurstCIDR)
+		}
 	}
 	return c
 }

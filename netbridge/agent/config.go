@@ -58,7 +58,7 @@ type Node struct {
 	Endpoint string `json:"endpoint,omitempty"`
 	// PodCIDRs are a Kubernetes node's own; empty: its spec.podCIDRs.
 	PodCIDRs []netip.Prefix `json:"podCIDRs,omitempty"`
-	// Blocks is how many a Nomad client claims.
+	// Blocks is how many a Nomad client claims, as far as there are any.
 	Blocks int `json:"blocks,omitempty"`
 }
 

@@ -39,7 +39,8 @@ type owner struct {
 type Request struct {
 	ID       fabric.ID
 	Settings fabric.Settings
-	// Blocks is how many a Nomad client wants, at least.
+	// Blocks is how many a Nomad client wants, at least. It has to do with fewer when
+	// none is left, but not with none.
 	Blocks int
 	// Held are the blocks that this node has given addresses from. That they are
 	// another's is an error, never mended by taking others.
@@ -223,7 +224,8 @@ func (r *Registry) pickBlocks(q Request, blocks map[netip.Prefix]owner) ([]netip
 			take(p)
 		}
 	}
-	if len(mine) < q.Blocks {
+	// A node that lacks one has pods on the others: its record must be there.
+	if len(mine) == 0 {
 		return nil, nil, fmt.Errorf("no block is left of %s: %d of %d are taken", q.Settings.BurstCIDR, len(blocks), q.Settings.Blocks())
 	}
 	slices.SortFunc(mine, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })

@@ -135,7 +135,9 @@ func (r *Registry) txn(ctx context.Context, ops api.KVTxnOps) (bool, error) {
 	return false, nil
 }
 
-func isDenied(e *api.TxnError) bool { return strings.Contains(strings.ToLower(e.What), "permission denied") }
+func isDenied(e *api.TxnError) bool {
+	return strings.Contains(strings.ToLower(e.What), "permission denied")
+}
 
 func query(ctx context.Context) (*api.QueryOptions, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

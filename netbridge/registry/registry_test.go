@@ -63,6 +63,7 @@ func TestRegistry(t *testing.T) {
 		{"released blocks", releasedBlocks},
 		{"released nodes", releasedNodes},
 		{"all taken", allTaken},
+		{"the last block", lastBlock},
 		{"wiped", wiped},
 		{"a second block", secondBlock},
 		{"kubernetes node", kubernetesNode},
@@ -292,6 +293,31 @@ func allTaken(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
 	_, err := r.Claim(t.Context(), request(s, 1))
 	if err == nil || !strings.Contains(err.Error(), "no block is left of 10.77.0.0/19: 64 of 64 are taken") || time.Since(began) > 5*time.Second {
 		t.Errorf("%v after %s", err, time.Since(began))
+	}
+}
+
+// A node that wants one more than there is has what it has, and its record: that is
+// how the others find its pods.
+func lastBlock(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
+	q := request(s, 1)
+	one, err := r.Claim(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range s.Blocks() {
+		if b := s.Block(i); b != one.CIDRs[0] {
+			put(t, kv, r.prefix+blockKey(b), owner{Node: "nomad/other", State: Active})
+		}
+	}
+	if _, err := kv.Delete(r.prefix+"nodes/"+string(q.ID), nil); err != nil {
+		t.Fatal(err)
+	}
+	q.Blocks, q.Held, q.HeldHost = 2, one.CIDRs, one.Host
+	if again, err := r.Claim(t.Context(), q); err != nil || !again.Equal(one) {
+		t.Errorf("%v, not %v: %v", again, one, err)
+	}
+	if l, err := r.List(t.Context(), q.ID); err != nil || l.Incomplete != nil {
+		t.Errorf("its record is not there: %v %v", l.Incomplete, err)
 	}
 }
 
