@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -556,6 +559,55 @@ func throughOutages(t *testing.T, parts int) {
 }
 
 // A token whose rights shrink makes lists shorter, never complete.
+// A server that lags behind is complete in its own eyes: the list to begin with, and
+// after a failure or a lesser index, is the leader's.
+func TestOnlyTheLeaderTakesAway(t *testing.T) {
+	type asked struct{ index, stale string }
+	requests := make(chan asked, 100)
+	var n atomic.Int64
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if !strings.HasSuffix(req.URL.Path, "/nodes/") {
+			return // a ping
+		}
+		q := req.URL.Query()
+		stale := "no"
+		if q.Has("stale") {
+			stale = "yes"
+		}
+		select {
+		case requests <- asked{q.Get("index"), stale}:
+		default:
+		}
+		index := "7"
+		switch n.Add(1) {
+		case 2: // a server that had not heard of it yet
+			index = "5"
+		case 4:
+			http.Error(w, "rpc error: EOF", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("X-Consul-Index", index)
+		w.Header().Set("X-Consul-KnownLeader", "true")
+		fmt.Fprint(w, "[]")
+	}))
+	defer srv.Close()
+	c, err := api.NewClient(&api.Config{Address: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow(t, New(c, "test"), "nomad/01", 1)
+	for i, want := range []asked{{"", "no"}, {"7", "yes"}, {"", "no"}, {"7", "yes"}, {"", "no"}} {
+		select {
+		case got := <-requests:
+			if got != want {
+				t.Errorf("request %d: index %q, stale %s, want %q and %s", i, got.index, got.stale, want.index, want.stale)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("no request %d", i)
+		}
+	}
+}
+
 func TestListsThatRightsHaveCut(t *testing.T) {
 	r, s, srv := open(t, true)
 	for i := range 3 {

@@ -199,7 +199,10 @@ func (w *Watcher) ask(ctx context.Context, dir string, index uint64, again <-cha
 		case <-ctx.Done():
 		}
 	}()
-	q := (&api.QueryOptions{AllowStale: true, WaitIndex: index, WaitTime: wait}).WithContext(ctx)
+	// Any server may say what is new since index, and does not answer before it knows.
+	// Where there is none to go by, one that has just started, or lags behind, would take
+	// away who has come since: that is the leader's to tell.
+	q := (&api.QueryOptions{AllowStale: index > 0, WaitIndex: index, WaitTime: wait}).WithContext(ctx)
 	pairs, meta, err := w.Registry.client.KV().List(w.Registry.prefix+dir, q)
 	if err != nil && context.Cause(ctx) == errAgain {
 		err = errAgain
