@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,8 @@ type Record struct {
 	ID fabric.ID
 	// Seen is when its agent last said that it lives; zero if it never did.
 	Seen time.Time
+	// CIDRs are the ranges that it announces.
+	CIDRs []netip.Prefix
 
 	index, seenIndex uint64
 }
@@ -69,7 +72,7 @@ func (r *Registry) Records(ctx context.Context) (map[fabric.ID]Record, error) {
 		if id.Validate() != nil || json.Unmarshal(p.Value, &n) != nil {
 			continue
 		}
-		rec := Record{ID: id, index: p.ModifyIndex}
+		rec := Record{ID: id, CIDRs: n.CIDRs, index: p.ModifyIndex}
 		if s, ok := seen[name]; ok {
 			if at, err := parseSeen(s); err == nil {
 				rec.Seen, rec.seenIndex = at, s.ModifyIndex

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -88,6 +89,14 @@ func (c *Collector) pass(ctx context.Context) error {
 		}
 		gone = append(gone, ids...)
 	}
+	former, err := c.succeeded(records)
+	if err != nil {
+		c.Guard.Doubt(now)
+		errs = append(errs, err)
+	}
+	gone = append(gone, former...)
+	slices.Sort(gone)
+	gone = slices.Compact(gone)
 	free, held, again := c.Guard.Release(now, gone, len(records))
 	if list := strings.Join(held, " "); list != c.held {
 		c.held = list
@@ -170,6 +179,20 @@ func (c *Collector) runs(ctx context.Context, node string) (bool, error) {
 
 // askKubernetes returns which UIDs no Node has.
 func (c *Collector) askKubernetes(_ context.Context, silent []registry.Record) ([]string, error) {
+	there, err := c.uids()
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	for _, rec := range silent {
+		if !there[name(rec)] {
+			gone = append(gone, string(rec.ID))
+		}
+	}
+	return gone, nil
+}
+
+func (c *Collector) uids() (map[string]bool, error) {
 	nodes, err := c.Nodes.List(labels.Everything())
 	switch {
 	case err != nil:
@@ -181,11 +204,39 @@ func (c *Collector) askKubernetes(_ context.Context, silent []registry.Record) (
 	for _, n := range nodes {
 		there[string(n.UID)] = true
 	}
+	return there, nil
+}
+
+// succeeded returns which of the cluster's nodes are certainly gone, however short
+// ago they were seen: no Node has their UID, and one that is there, and was seen
+// since, announces a range of theirs. So it is when a Node is made anew, and when
+// kube-controller-manager gives a removed Node's range to another. Until the former
+// record goes, nobody follows the new one.
+func (c *Collector) succeeded(records map[fabric.ID]registry.Record) ([]string, error) {
+	former := map[fabric.ID][]registry.Record{}
+	for id, rec := range records {
+		for other, o := range records {
+			if id != other && id.Kind() == fabric.KindK8s && other.Kind() == fabric.KindK8s && !rec.Seen.IsZero() && o.Seen.After(rec.Seen) && overlap(rec, o) {
+				former[id] = append(former[id], o)
+			}
+		}
+	}
+	if len(former) == 0 {
+		return nil, nil
+	}
+	there, err := c.uids()
+	if err != nil {
+		return nil, err
+	}
 	var gone []string
-	for _, rec := range silent {
-		if !there[name(rec)] {
-			gone = append(gone, string(rec.ID))
+	for id, by := range former {
+		if !there[name(records[id])] && slices.ContainsFunc(by, func(o registry.Record) bool { return there[name(o)] }) {
+			gone = append(gone, string(id))
 		}
 	}
 	return gone, nil
+}
+
+func overlap(a, b registry.Record) bool {
+	return slices.ContainsFunc(a.CIDRs, func(p netip.Prefix) bool { return slices.ContainsFunc(b.CIDRs, p.Overlaps) })
 }

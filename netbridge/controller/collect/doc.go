@@ -4,4 +4,5 @@
 // A node is gone when its agent has been silent for long and who knows its machine
 // says so, too: Nomad, that the client is down or forgotten and runs nothing; the
 // API server, that no Node has that UID. Any doubt about either is a reason to wait.
+// A Node's record does not wait where a Node that is there announces its range.
 package collect
