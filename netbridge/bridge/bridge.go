@@ -1,10 +1,12 @@
 package bridge
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 
@@ -16,8 +18,9 @@ type Config struct {
 	Name string
 	// MTU in bytes, the overlay's.
 	MTU int
-	// MAC is given to a device that is made. Without one of its own a bridge takes a
-	// port's, and changes it with its ports under the pods' feet.
+	// MAC is the device's. Without one of its own a bridge takes a port's, and changes
+	// it with its ports under the pods' feet. So does the one that the CNI plugin makes
+	// where pods come before the agent, as after a boot.
 	MAC net.HardwareAddr
 	// Blocks are the client's.
 	Blocks []netip.Prefix
@@ -41,6 +44,15 @@ func Ensure(c Config) (bool, error) {
 		return false, fmt.Errorf("find bridge %s: %w", c.Name, err)
 	case link.Type() != "bridge":
 		return false, fmt.Errorf("device %s is a %s of somebody else's: remove or rename it", c.Name, link.Type())
+	}
+	if !bytes.Equal(link.Attrs().HardwareAddr, c.MAC) {
+		// Pods that have asked for the gateway are told of its new address (ip-sysctl.rst,
+		// arp_notify). Where that cannot be set they ask again by themselves.
+		_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+c.Name+"/arp_notify", []byte("1"), 0)
+		if err := netlink.LinkSetHardwareAddr(link, c.MAC); err != nil {
+			return made, fmt.Errorf("set the address of %s to %s: %w", c.Name, c.MAC, err)
+		}
+		made = true
 	}
 	if link.Attrs().MTU != c.MTU {
 		if err := netlink.LinkSetMTU(link, c.MTU); err != nil {

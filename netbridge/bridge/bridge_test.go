@@ -1,10 +1,14 @@
 package bridge
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/netlab"
 )
@@ -56,4 +60,40 @@ func TestEnsure(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// The CNI plugin makes the bridge where a pod comes before the agent: that one takes
+// the address of a port. It gets its own, and the pods that are there are told.
+func TestABridgeThatThePluginMade(t *testing.T) {
+	netlab.Root(t, "ip")
+	host, first, pod := netlab.New(t, "host"), netlab.New(t, "first"), netlab.New(t, "pod")
+	netlab.Join(host, "pod0", first, "eth0")
+	netlab.Join(host, "pod1", pod, "eth0")
+	for _, line := range []string{
+		"ip link set pod0 address 02:00:00:00:00:01", "ip link set pod1 address 02:00:00:00:00:02", "ip link add nbr0 type bridge",
+		"ip link set pod0 master nbr0", "ip link set pod1 master nbr0", "ip link set nbr0 up", "ip addr add 10.77.1.1/28 dev nbr0",
+	} {
+		host.Run(line)
+	}
+	pod.Run("ip addr add 10.77.1.2/28 dev eth0")
+	reached := func(when string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if _, err := pod.Dial(ctx, "tcp4", "10.77.1.1:1"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s the gateway does not answer: %v", when, err)
+		}
+	}
+	reached("before the agent")
+	c := Config{Name: "nbr0", MTU: 1450, MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}, Blocks: []netip.Prefix{netip.MustParsePrefix("10.77.1.0/28")}}
+	host.Must(func() error {
+		_, err := Ensure(c)
+		return err
+	})
+	reached("with an address of its own")
+	host.Run("ip link del pod0")
+	host.Run("ip link del pod1")
+	if out := host.Run("ip link show nbr0"); !strings.Contains(out, "02:01:02:03:04:05") {
+		t.Errorf("its address goes with its ports: %s", out)
+	}
 }
