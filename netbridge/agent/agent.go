@@ -279,7 +279,7 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 	a.ensureBridge() // before a pod can have an address
 	file := filepath.Join(a.Config.CNI.ConfigDir, cniconf.Network+".conflist")
 	written, err := cniconf.Write(file, cniconf.Config{
-		Bridge: a.Config.CNI.Bridge, MTU: c.own.MTU, Blocks: c.own.CIDRs, DataDir: a.store.Dir(), HostPorts: a.Config.CNI.HostPorts,
+		Bridge: a.Config.CNI.Bridge, MAC: a.bridgeMAC(), MTU: c.own.MTU, Blocks: c.own.CIDRs, DataDir: a.store.Dir(), HostPorts: a.Config.CNI.HostPorts,
 	})
 	a.problem("cni", err)
 	a.offers.set(err == nil && a.fenced == "")

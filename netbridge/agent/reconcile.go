@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -82,9 +83,11 @@ func (a *Agent) reconcile(ctx context.Context, look bool) {
 	a.tell(goal, &r)
 }
 
+func (a *Agent) bridgeMAC() net.HardwareAddr { return ("bridge " + a.id).MAC() }
+
 func (a *Agent) ensureBridge() {
 	changed, err := bridge.Ensure(bridge.Config{
-		Name: a.Config.CNI.Bridge, MTU: a.state.Own.MTU, MAC: ("bridge " + a.id).MAC(), Blocks: a.state.Own.CIDRs, Also: a.Config.DNS.Address,
+		Name: a.Config.CNI.Bridge, MTU: a.state.Own.MTU, MAC: a.bridgeMAC(), Blocks: a.state.Own.CIDRs, Also: a.Config.DNS.Address,
 	})
 	a.problem("bridge", err)
 	if changed {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +21,8 @@ const Network = "netbridge"
 type Config struct {
 	// Bridge is the device's name.
 	Bridge string
+	// MAC is the bridge's, for where the plugin makes it.
+	MAC net.HardwareAddr
 	// MTU of the pods, in bytes.
 	MTU int
 	// Blocks are this node's.
@@ -66,7 +69,7 @@ func Render(c Config) ([]byte, error) {
 		loopback{"loopback"},
 		bridge{
 			Type: "bridge", Bridge: c.Bridge, HairpinMode: true, MTU: c.MTU,
-			IPAM: ipam.Config{Type: ipam.Plugin, DataDir: c.DataDir, Blocks: c.Blocks},
+			IPAM: ipam.Config{Type: ipam.Plugin, DataDir: c.DataDir, Blocks: c.Blocks, BridgeMAC: c.MAC.String()},
 		},
 	}
 	if c.HostPorts {

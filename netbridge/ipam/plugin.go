@@ -24,12 +24,16 @@ type Config struct {
 	DataDir string `json:"dataDir"`
 	// Blocks are this node's.
 	Blocks []netip.Prefix `json:"blocks"`
+	// BridgeMAC is that of the network's bridge; empty: it is left as it is.
+	BridgeMAC string `json:"bridgeMAC,omitempty"`
 }
 
 type network struct {
 	CNIVersion string `json:"cniVersion"`
 	Name       string `json:"name"`
-	IPAM       Config `json:"ipam"`
+	// Bridge is a part of the bridge plugin's, which hands on all of its own.
+	Bridge string `json:"bridge"`
+	IPAM   Config `json:"ipam"`
 }
 
 // Main is the plugin; it ends the process.
@@ -52,6 +56,9 @@ func open(args *skel.CmdArgs) (*Store, network, Owner, error) {
 func add(args *skel.CmdArgs) error {
 	s, n, owner, err := open(args)
 	if err != nil {
+		return err
+	}
+	if err := identify(n.Bridge, n.IPAM.BridgeMAC); err != nil {
 		return err
 	}
 	addr, block, err := s.Add(owner, n.IPAM.Blocks)

@@ -170,6 +170,38 @@ func TestAddTime(t *testing.T) {
 	}
 }
 
+// Pods that come before the agent, as after a boot, find a bridge that the bridge
+// plugin makes. Nomad's CHECK asks for the address that it had then.
+func TestPodsBeforeTheAgent(t *testing.T) {
+	netlab.Root(t, "ip", filepath.Join(cniDir, "bridge"))
+	dir, mac, blocks := plugin(t), net.HardwareAddr{2, 1, 2, 3, 4, 5}, []netip.Prefix{netip.MustParsePrefix("10.77.1.0/25")}
+	conf, err := cniconf.Render(cniconf.Config{Bridge: "nbr0", MAC: mac, MTU: 1450, Blocks: blocks, DataDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromBytes(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := netlab.New(t, "host")
+	cni := libcni.NewCNIConfigWithCacheDir([]string{dir, cniDir}, t.TempDir(), nil)
+	var pods []*libcni.RuntimeConf
+	for i := range 5 {
+		pods = append(pods, &libcni.RuntimeConf{ContainerID: fmt.Sprint("pod", i), NetNS: netlab.New(t, fmt.Sprint("pod", i)).Path(), IfName: "eth0"})
+		host.Must(func() error {
+			_, err := cni.AddNetworkList(t.Context(), list, pods[i])
+			return err
+		})
+	}
+	host.Must(func() error {
+		_, err := bridge.Ensure(bridge.Config{Name: "nbr0", MTU: 1450, MAC: mac, Blocks: blocks})
+		return err
+	})
+	for _, rt := range pods {
+		host.Must(func() error { return cni.CheckNetworkList(t.Context(), list, rt) })
+	}
+}
+
 func measureAdd(t *testing.T, name string, host *netlab.NS, cni *libcni.CNIConfig, conf []byte, n int) {
 	list, err := libcni.ConfListFromBytes(conf)
 	if err != nil {
