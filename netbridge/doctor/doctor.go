@@ -92,7 +92,11 @@ func (d *Doctor) Run(ctx context.Context) *report.Report {
 	made := n.settings != nil && mine(*n.settings, n, d.Config.Device, h)
 
 	r.Add(judgeEndpoint(n.endpoint, noEndpoint, h, overhead(n.settings))...)
-	r.Add(judgeMachine(lookMachine(d.Config.Device, n), made, n.kind)...)
+	m := lookMachine(d.Config.Device, n)
+	r.Add(judgeMachine(m, made, n.kind)...)
+	if n.settings != nil && d.Config.DNS.Address.IsValid() {
+		r.Add(judgeServers(*n.settings, m.kubeProxy)...)
+	}
 	if n.settings != nil {
 		r.Add(judgeDevices(*n.settings, n, d.Config, h)...)
 	}

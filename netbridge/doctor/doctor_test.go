@@ -85,6 +85,15 @@ func TestMachine(t *testing.T) {
 	}
 }
 
+func TestNameServers(t *testing.T) {
+	s := settings()
+	s.DNS.Servers = []netip.Addr{addr("10.244.1.5"), addr("10.96.0.10")}
+	expect(t, "a Service, with kube-proxy", judgeServers(s, true))
+	expect(t, "a Service, without", judgeServers(s, false), "fail dns.servers")
+	s.DNS.Servers = s.DNS.Servers[:1]
+	expect(t, "a pod", judgeServers(s, false))
+}
+
 func machineWith(links ...link) host {
 	return host{links: append([]link{{name: "eth0", kind: "veth", mtu: 1500, addrs: []netip.Prefix{pfx("192.0.2.1/24")}}}, links...), sockets: map[int]bool{}}
 }

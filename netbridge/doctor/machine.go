@@ -281,3 +281,22 @@ func some[T fmt.Stringer](items []T) string {
 	}
 	return strings.Join(out, ", ")
 }
+
+// judgeServers: a Service's address leads nowhere on a client without kube-proxy.
+func judgeServers(s fabric.Settings, kubeProxy bool) []report.Check {
+	const what = "dns.servers"
+	var services []netip.Addr
+	for _, a := range s.DNS.Servers {
+		if s.ServiceCIDR.IsValid() && s.ServiceCIDR.Contains(a) {
+			services = append(services, a)
+		}
+	}
+	switch {
+	case len(s.DNS.Servers) == 0:
+		return nil
+	case len(services) > 0 && !kubeProxy:
+		return []report.Check{{Where: atFabric, What: what, Result: report.Fail, Found: "a Service's address, and kube-proxy's rules are not here: " + some(services),
+			Breaks: "pods on this client do not get the cluster's names", Remedy: "nomad job run deploy/nomad/kube-proxy.nomad.hcl; or dns.servers: CoreDNS's pods (netbridge fabric set)"}}
+	}
+	return []report.Check{{Where: atFabric, What: what, Result: report.OK, Found: some(s.DNS.Servers)}}
+}

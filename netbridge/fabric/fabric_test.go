@@ -28,6 +28,15 @@ func TestDefaultsAreValid(t *testing.T) {
 	}
 }
 
+// Clients with kube-proxy reach the cluster's DNS by its Service (docs/networking.md).
+func TestTheNameServerMayBeAService(t *testing.T) {
+	s := settings()
+	s.DNS.Servers = []netip.Addr{netip.MustParseAddr("10.96.0.10")}
+	if err := s.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBadSettingsAreNamed(t *testing.T) {
 	for want, change := range map[string]func(*Settings){
 		"burstCIDR 10.96.0.0/16 and serviceCIDR 10.96.0.0/12 overlap": func(s *Settings) { s.BurstCIDR = netip.MustParsePrefix("10.96.0.0/16") },
@@ -36,7 +45,6 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		"vni: 16777216":                                               func(s *Settings) { s.VNI = 1 << 24 },
 		"port: 70000":                                                 func(s *Settings) { s.Port = 70000 },
 		`backend: "ipip"`:                                             func(s *Settings) { s.Backend = "ipip" },
-		"dns.servers: 10.96.0.10 is a Service's address":              func(s *Settings) { s.DNS.Servers = []netip.Addr{netip.MustParseAddr("10.96.0.10")} },
 		"clusterCIDRs[0]: fd00::/64 is no IPv4 range":                 func(s *Settings) { s.ClusterCIDRs[0] = netip.MustParsePrefix("fd00::/64") },
 	} {
 		s := settings()

@@ -41,8 +41,8 @@ type Settings struct {
 type DNS struct {
 	// Domain is the cluster's, without a dot at its end.
 	Domain string `json:"domain,omitempty"`
-	// Servers are asked in this order, at port 53. They must be reached over the
-	// overlay: addresses of pods, not of a Service.
+	// Servers are asked in this order, at port 53: addresses of pods, which are reached
+	// over the overlay, or of a Service, where clients have kube-proxy.
 	Servers []netip.Addr `json:"servers,omitempty"`
 }
 
@@ -104,11 +104,6 @@ func (s Settings) Validate() error {
 	}
 	if s.Port < 1 || s.Port > 65535 {
 		bad("port: %d is no UDP port", s.Port)
-	}
-	for _, a := range s.DNS.Servers {
-		if s.ServiceCIDR.IsValid() && s.ServiceCIDR.Contains(a) {
-			bad("dns.servers: %s is a Service's address, which Nomad clients do not reach: name the pods that are behind it", a)
-		}
 	}
 	return errors.Join(errs...)
 }
