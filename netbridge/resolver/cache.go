@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +56,7 @@ func (c *cache) put(q question, m *dns.Msg) {
 		return
 	}
 	now := c.now()
-	c.lru.Add(q, &kept{msg: m, stored: now, expires: now.Add(ttl(m))})
+	c.lru.Add(q, &kept{msg: m, stored: now, expires: now.Add(ttl(q, m))})
 }
 
 // unanswered lets an old answer rest.
@@ -66,12 +67,13 @@ func (c *cache) unanswered(q question) {
 }
 
 // ttl is how long an answer holds: its shortest-lived record, or what the zone says
-// of names that are not there (RFC 2308, 5). Without either it holds not at all.
-func ttl(m *dns.Msg) time.Duration {
+// of what is not there (RFC 2308, 5). Without either it holds not at all.
+func ttl(q question, m *dns.Msg) time.Duration {
 	limit, records := maxTTL, m.Answer
-	if len(m.Answer) == 0 {
+	if negative(q, m) {
 		limit = negativeTTL
-		records = nil
+		// An alias may lead to what is not there.
+		records = slices.Clone(m.Answer)
 		for _, rr := range m.Ns {
 			if soa, ok := rr.(*dns.SOA); ok {
 				limit = min(limit, time.Duration(soa.Minttl)*time.Second)
@@ -86,6 +88,13 @@ func ttl(m *dns.Msg) time.Duration {
 		limit = min(limit, time.Duration(rr.Header().Ttl)*time.Second)
 	}
 	return limit
+}
+
+// negative says that there is no such name, or nothing of that type at it.
+func negative(q question, m *dns.Msg) bool {
+	return m.Rcode == dns.RcodeNameError || !slices.ContainsFunc(m.Answer, func(rr dns.RR) bool {
+		return q.qtype == dns.TypeANY || rr.Header().Rrtype == q.qtype
+	})
 }
 
 // get returns an answer as it is now, whether its time is over, and whether it is to

@@ -200,6 +200,41 @@ func TestAnswersAreKeptForTheirTime(t *testing.T) {
 	b.expect("cluster server", 4)
 }
 
+// An alias that leads nowhere is asked for again as soon as a name that is not there:
+// what it leads to may be made.
+func TestAnAliasOfWhatIsNotThere(t *testing.T) {
+	b := newBench(t)
+	var made atomic.Bool
+	b.cluster = serve(t, func(q dns.Question, m *dns.Msg) {
+		m.Answer = []dns.RR{rr(t, "%s 3600 CNAME db.cluster.local.", q.Name)}
+		switch {
+		case !made.Load():
+			m.Rcode = dns.RcodeNameError
+			m.Ns = []dns.RR{rr(t, "cluster.local. 3600 SOA ns.cluster.local. h.cluster.local. 1 7200 1800 86400 3600")}
+		case q.Qtype == dns.TypeA:
+			m.Answer = append(m.Answer, rr(t, "db.cluster.local. 3600 A 10.96.0.21"))
+		}
+	})
+	b.r.SetZones([]Zone{{Name: "cluster", Domains: []string{"."}, Servers: []string{b.cluster.address}}})
+	if m := b.ask("alias.cluster.local.", dns.TypeA); m.Rcode != dns.RcodeNameError {
+		t.Error(m)
+	}
+	made.Store(true)
+	b.pass(negativeTTL + time.Second)
+	if m := b.ask("alias.cluster.local.", dns.TypeA); m.Rcode != dns.RcodeSuccess || len(m.Answer) != 2 {
+		t.Errorf("what the alias leads to was made half a minute ago: %v", m)
+	}
+	b.pass(negativeTTL + time.Second)
+	b.ask("alias.cluster.local.", dns.TypeA)
+	b.expect("cluster cache", 1) // an answer holds as long as it says
+	// Nor is there anything of another type, though there is an alias.
+	for range 2 {
+		b.ask("alias.cluster.local.", dns.TypeAAAA)
+		b.pass(negativeTTL + time.Second)
+	}
+	b.expect("cluster cache", 1)
+}
+
 // A server that is away costs nobody an answer that there was, nor time.
 func TestOldAnswersWhenNobodyAnswers(t *testing.T) {
 	b := newBench(t)
