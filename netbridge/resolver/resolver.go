@@ -157,7 +157,9 @@ func (r *Resolver) resolve(req *dns.Msg, zone *Zone) (*dns.Msg, string) {
 		return m, nil
 	})
 	var late <-chan time.Time
-	if have != nil {
+	// That there was none the last time is no answer to give to who would only have to
+	// wait: it may have been made since, and a first answer from far away takes longer.
+	if have != nil && !negative(q, have) {
 		timer := time.NewTimer(patience)
 		defer timer.Stop()
 		late = timer.C

@@ -235,6 +235,35 @@ func TestAnAliasOfWhatIsNotThere(t *testing.T) {
 	b.expect("cluster cache", 1)
 }
 
+// A server that is slow is waited for where the last answer was that there is none.
+func TestWhatWasMadeSinceIsWaitedFor(t *testing.T) {
+	b := newBench(t)
+	var made atomic.Bool
+	b.others = serve(t, func(q dns.Question, m *dns.Msg) {
+		if made.Load() {
+			m.Answer = []dns.RR{rr(t, "%s 60 A 192.0.2.9", q.Name)}
+			return
+		}
+		m.Rcode = dns.RcodeNameError
+		m.Ns = []dns.RR{rr(t, "com. 30 SOA ns.com. h.com. 1 7200 1800 86400 30")}
+	})
+	b.r.SetZones([]Zone{{Name: "upstream", Domains: []string{"."}, Servers: []string{b.others.address}}})
+	if m := b.ask("new.example.com.", dns.TypeA); m.Rcode != dns.RcodeNameError {
+		t.Error(m)
+	}
+	made.Store(true)
+	b.pass(time.Minute)
+	b.others.slow.Store(int64(patience + patience/2))
+	if m := b.ask("new.example.com.", dns.TypeA); m.Rcode != dns.RcodeSuccess || len(m.Answer) != 1 {
+		t.Errorf("told that there is none, a minute after that was so: %v", m)
+	}
+	b.others.down.Store(true)
+	b.pass(2 * time.Minute)
+	if m := b.ask("new.example.com.", dns.TypeA); len(m.Answer) != 1 || m.Answer[0].Header().Ttl != 30 {
+		t.Errorf("no old answer when nobody answers: %v", m)
+	}
+}
+
 // A server that is away costs nobody an answer that there was, nor time.
 func TestOldAnswersWhenNobodyAnswers(t *testing.T) {
 	b := newBench(t)
