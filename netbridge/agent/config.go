@@ -235,6 +235,11 @@ func (c *Config) Validate() error {
 	}
 	if p := c.Watch.Parts; p != 1 && p != registry.Parts {
 		bad("watch.parts: %d is neither 1 nor %d", p, registry.Parts)
+	} else if id := c.Node.ID; p == registry.Parts && id != "" {
+		// One that is asked for is a UUID.
+		if err := registry.MayDivide(fabric.ID(c.Node.Kind + "/" + id)); err != nil {
+			bad("watch.parts: %v", err)
+		}
 	}
 	if c.MetricsAddress != "none" {
 		if _, _, err := net.SplitHostPort(c.MetricsAddress); err != nil {

@@ -62,6 +62,7 @@ func TestWrongKeysAreNamed(t *testing.T) {
 		"node: {kind: nomad}\ndns: {upstream: [192.0.2.1]}":          `dns: "192.0.2.1" is no address with a port`,
 		"node: {kind: nomad}\nmetricsAddress: 9477":                  "metricsAddress",
 		"node: {kind: nomad}\nwatch: {parts: 4}":                     "watch.parts: 4 is neither 1 nor 16",
+		"node: {kind: nomad, id: machine}\nwatch: {parts: 16}":       `watch.parts: node ID "nomad/machine"`,
 		"node: {kind: nomad}\nFabric: other":                         `unknown field "Fabric"`,
 		"node: {kind: nomad, pods: 3}":                               `unknown field "node.pods"`,
 		"node: {kind: nomad}\nfabric: a/b":                           "fabric: ",
