@@ -51,6 +51,7 @@ type Agent struct {
 	Log     hclog.Logger
 
 	id       fabric.ID
+	keyPath  string
 	endpoint netip.Addr
 	registry *registry.Registry
 	store    *ipam.Store // nil on a Kubernetes node
@@ -311,8 +312,8 @@ func (a *Agent) prepare(ctx context.Context) error {
 	var err error
 	c := a.Config
 	name := c.Node.ID
+	last := peers.LastID(filepath.Join(c.StateDir, peersFile))
 	if name == "" {
-		last := peers.LastID(filepath.Join(c.StateDir, peersFile))
 		if a.Kube != nil {
 			name, err = a.nodeUID(ctx, last)
 		} else {
@@ -326,6 +327,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	if err := a.id.Validate(); err != nil {
 		return fmt.Errorf("node.id: %w", err)
 	}
+	a.keyPath = keyPath(c.StateDir, a.id, last)
 	if a.endpoint, err = Endpoint(c.Node.Endpoint); err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -32,8 +34,18 @@ func (a *Agent) newBackend() (overlay.Backend, error) {
 	return wireguard.New(wireguard.Config{Name: a.Config.Device, Key: key, Port: s.Port, Endpoint: a.endpoint, Host: own.Host}, a.Log.Named("wireguard"))
 }
 
-func (a *Agent) key() (wgtypes.Key, error) {
-	return wireguard.LoadKey(filepath.Join(a.Config.StateDir, keyFile))
+func (a *Agent) key() (wgtypes.Key, error) { return wireguard.LoadKey(a.keyPath) }
+
+// keyPath is where the key of the node is. The one of the node that this machine was
+// the last time, before Nomad or the API server called it otherwise, stays that
+// node's: while its record is there, nobody follows another with the same key.
+func keyPath(stateDir string, id, last fabric.ID) string {
+	_, name, _ := strings.Cut(string(id), "/")
+	own := filepath.Join(stateDir, "wireguard-"+name+".key")
+	if _, err := os.Stat(own); err == nil || last != "" && last != id {
+		return own
+	}
+	return filepath.Join(stateDir, keyFile)
 }
 
 // describe adds to a claim what follows from the backend of its settings.
