@@ -94,13 +94,24 @@ func Write(file string, c Config) (bool, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return false, fmt.Errorf("write the CNI network: %w", err)
 	}
-	// Nomad reads *.conflist, *.conf and *.json, not this name.
-	tmp := file + ".new"
-	if err := os.WriteFile(tmp, data, 0o644); err != nil {
-		return false, fmt.Errorf("write the CNI network: %w", err)
-	}
-	if err := os.Rename(tmp, file); err != nil {
+	if err := replace(file, data); err != nil {
 		return false, fmt.Errorf("write the CNI network: %w", err)
 	}
 	return true, nil
+}
+
+// replace has the data on the disk before the file has its name. With one that a
+// power cut left empty Nomad's client does not start (client/fingerprint/cni.go), nor
+// does an agent that is a job of Nomad's, which would write it again.
+func replace(file string, data []byte) error {
+	// Nomad reads *.conflist, *.conf and *.json, not this name.
+	f, err := os.OpenFile(file+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), file)
 }
