@@ -54,5 +54,10 @@ func writeKey(file string, key wgtypes.Key) error {
 	if err := os.Link(f.Name(), file); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return nil
+	// Nor may its name be lost: what is published next is the key that all others pin.
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
