@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 
+	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/spf13/cobra"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/agent"
+	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
 )
 
 func newRemoveCommand() *cobra.Command {
@@ -16,7 +18,7 @@ func newRemoveCommand() *cobra.Command {
 		Long: `Take this machine out of the pod network.
 
 It removes what the agent leaves in place when it ends: devices, routes, rules, and
-the CNI network of a Nomad client, whose pods must be gone. The state directory and
+the CNI network of a Nomad client and that it is ready for it, whose pods must be gone. The state directory and
 the claims in Consul stay: an agent that starts again is who it was.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -25,7 +27,13 @@ the claims in Consul stay: an agent that starts again is who it was.`,
 			if err != nil {
 				return err
 			}
-			done, err := agent.Remove(cmd.Context(), cfg)
+			var nomad *nomadapi.Client
+			if cfg.Node.Kind == fabric.KindNomad && !cfg.Nomad.Disabled {
+				if nomad, err = connectNomad(cfg.Nomad); err != nil {
+					return err
+				}
+			}
+			done, err := agent.Remove(cmd.Context(), cfg, nomad)
 			for _, what := range done {
 				fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
 			}
