@@ -65,6 +65,7 @@ func TestRegistry(t *testing.T) {
 		{"stolen", stolen},
 		{"released blocks", releasedBlocks},
 		{"released nodes", releasedNodes},
+		{"removed records", removedRecords},
 		{"all taken", allTaken},
 		{"the last block", lastBlock},
 		{"wiped", wiped},
@@ -285,6 +286,49 @@ func releasedNodes(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
 	}
 	if other, err := r.Claim(t.Context(), request(s, 2)); err != nil || other.Host != s.Host(39) {
 		t.Errorf("%v %v", other, err)
+	}
+}
+
+// What a node has whose record somebody has removed, as the doctor proposes for a
+// machine that is gone, is released as well.
+func removedRecords(t *testing.T, r *Registry, s fabric.Settings, kv *api.KV) {
+	q := request(s, 1)
+	had, err := r.Claim(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Seen(t.Context(), q.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Delete(r.prefix+"nodes/"+string(q.ID), nil); err != nil {
+		t.Fatal(err)
+	}
+	records, err := r.Records(t.Context())
+	rec, ok := records[q.ID]
+	if err != nil || !ok || time.Since(rec.Seen) > time.Minute {
+		t.Fatalf("%v %v", records, err)
+	}
+	// Not when it comes back.
+	if _, err := r.Claim(t.Context(), q); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Release(t.Context(), rec); !errors.Is(err, ErrOutrun) {
+		t.Errorf("a node whose record is there again: %v", err)
+	}
+	if back, err := r.Claim(t.Context(), q); err != nil || back.Host != had.Host {
+		t.Errorf("%v, not %v: %v", back, had, err)
+	}
+	if _, err := kv.Delete(r.prefix+"nodes/"+string(q.ID), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Release(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	if b, h, err := r.Owners(t.Context()); err != nil || len(b)+len(h) != 0 {
+		t.Errorf("%v %v are left: %v", b, h, err)
+	}
+	if records, err := r.Records(t.Context()); err != nil || len(records) != 0 {
+		t.Errorf("%v %v", records, err)
 	}
 }
 

@@ -30,6 +30,7 @@ type Record struct {
 	// CIDRs are the ranges that it announces.
 	CIDRs []netip.Prefix
 
+	// index is 0 where there is no record.
 	index, seenIndex uint64
 }
 
@@ -50,8 +51,9 @@ func (r *Registry) Intact(ctx context.Context) error {
 	return nil
 }
 
-// Records reads all records, those that cannot be read left out. It fails where
-// they may not be all there are.
+// Records reads all records, those that cannot be read left out. A node that was
+// seen and has none, because somebody has removed it, is among them: what it had is
+// still claimed. It fails where they may not be all there are.
 func (r *Registry) Records(ctx context.Context) (map[fabric.ID]Record, error) {
 	// What is seen first: who is written between the two lists was never seen.
 	seen, err := r.whole(ctx, seenDir)
@@ -79,6 +81,13 @@ func (r *Registry) Records(ctx context.Context) (map[fabric.ID]Record, error) {
 			}
 		}
 		records[id] = rec
+	}
+	for name, p := range seen {
+		id := fabric.ID(name)
+		at, err := parseSeen(p)
+		if _, there := nodes[name]; !there && err == nil && id.Validate() == nil {
+			records[id] = Record{ID: id, Seen: at, seenIndex: p.ModifyIndex}
+		}
 	}
 	return records, nil
 }
@@ -127,17 +136,25 @@ func (r *Registry) Release(ctx context.Context, rec Record) error {
 		}
 	}
 	key := string(rec.ID)
-	still := &api.KVTxnOp{Verb: api.KVCheckIndex, Key: r.prefix + seenDir + key, Index: rec.seenIndex}
-	for part := range slices.Chunk(ops, txnOps-1) {
-		if err := r.outrun(ctx, append(api.KVTxnOps{still}, part...)); err != nil {
+	still := api.KVTxnOps{
+		{Verb: api.KVCheckIndex, Key: r.prefix + seenDir + key, Index: rec.seenIndex},
+		{Verb: api.KVCheckIndex, Key: r.prefix + "nodes/" + key, Index: rec.index},
+	}
+	last := api.KVTxnOps{
+		{Verb: api.KVDeleteCAS, Key: r.prefix + "nodes/" + key, Index: rec.index},
+		{Verb: api.KVDeleteCAS, Key: r.prefix + seenDir + key, Index: rec.seenIndex},
+	}
+	if rec.index == 0 {
+		still[1] = &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: still[1].Key}
+		last = last[1:]
+	}
+	for part := range slices.Chunk(ops, txnOps-len(still)) {
+		if err := r.outrun(ctx, slices.Concat(still, part)); err != nil {
 			return fmt.Errorf("release what %s had: %w", rec.ID, err)
 		}
 	}
 	// The record last: while it is there the next try finds the rest.
-	err = r.outrun(ctx, api.KVTxnOps{still,
-		{Verb: api.KVDeleteCAS, Key: r.prefix + "nodes/" + key, Index: rec.index},
-		{Verb: api.KVDeleteCAS, Key: r.prefix + seenDir + key, Index: rec.seenIndex},
-	})
+	err = r.outrun(ctx, slices.Concat(still, last))
 	if err != nil {
 		return fmt.Errorf("remove the record of %s: %w", rec.ID, err)
 	}
