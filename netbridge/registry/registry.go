@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,7 +70,8 @@ func (r *Registry) settings(ctx context.Context) (fabric.Settings, uint64, error
 // SetSettings writes them, over what was there when it began. What blocks were
 // cut from must stay, and so must the backend, since nodes with different ones do
 // not reach each other: a change of burstCIDR, hostCIDR, blockBits or backend is
-// refused while there are claims.
+// refused while there are claims, one of clusterCIDRs while a node announces a range
+// that would be in none: within a minute its pods would be reached by nobody.
 func (r *Registry) SetSettings(ctx context.Context, s fabric.Settings) error {
 	if err := s.Validate(); err != nil {
 		return err
@@ -86,6 +89,11 @@ func (r *Registry) SetSettings(ctx context.Context, s fabric.Settings) error {
 			return fmt.Errorf("burstCIDR, hostCIDR, blockBits and backend cannot change while there are claims (%d)", n)
 		}
 	}
+	if err == nil {
+		if err := r.shutOut(ctx, old, s.ClusterCIDRs); err != nil {
+			return err
+		}
+	}
 	value, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -99,6 +107,27 @@ func (r *Registry) SetSettings(ctx context.Context, s fabric.Settings) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write the settings of fabric %q: %w", r.name, err)
+	}
+	return nil
+}
+
+// shutOut names a node that is followed with the old settings, and would not be with
+// other clusterCIDRs.
+func (r *Registry) shutOut(ctx context.Context, old fabric.Settings, clusterCIDRs []netip.Prefix) error {
+	nodes, err := r.whole(ctx, "nodes/")
+	if err != nil {
+		return err
+	}
+	others := old
+	others.ClusterCIDRs = clusterCIDRs
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		var n fabric.Node
+		if json.Unmarshal(nodes[name].Value, &n) != nil || old.Allowed(fabric.ID(name), n) != nil {
+			continue
+		}
+		if err := others.Allowed(fabric.ID(name), n); err != nil {
+			return fmt.Errorf("clusterCIDRs: node %s would not be followed any more: %w; if it is gone: consul kv delete %snodes/%s", name, err, r.prefix, name)
+		}
 	}
 	return nil
 }

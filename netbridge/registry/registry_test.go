@@ -422,6 +422,18 @@ func settingsStay(t *testing.T, r *Registry, s fabric.Settings, _ *api.KV) {
 	if err := r.SetSettings(t.Context(), other); err != nil {
 		t.Error(err)
 	}
+	node := Request{ID: "k8s/a", Settings: s, MTU: 1450, Endpoint: netip.MustParseAddr("192.0.2.9"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.3.0/24")}}
+	if _, err := r.Claim(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	other.ClusterCIDRs = nil // left out of the file
+	if err := r.SetSettings(t.Context(), other); err == nil || !strings.Contains(err.Error(), "node k8s/a would not be followed") {
+		t.Errorf("clusterCIDRs without a node's range: %v", err)
+	}
+	other.ClusterCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/20"), netip.MustParsePrefix("10.250.0.0/16")}
+	if err := r.SetSettings(t.Context(), other); err != nil {
+		t.Errorf("other clusterCIDRs with all ranges: %v", err)
+	}
 	if _, err := New(r.client, "none").Settings(t.Context()); !errors.Is(err, ErrNoSettings) {
 		t.Errorf("a fabric that nobody set up: %v", err)
 	}
