@@ -267,7 +267,6 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 	}
 	a.problem("claim", nil)
 	a.problem("blocks", c.short)
-	a.fence("")
 	if a.backend == nil || a.state.Settings.Backend != c.settings.Backend || a.state.Settings.VNI != c.settings.VNI || a.state.Settings.Port != c.settings.Port || a.state.Own.Host != c.own.Host || a.state.Own.Endpoint != c.own.Endpoint || a.state.Own.MTU != c.own.MTU {
 		a.state.Settings, a.state.Own = c.settings, c.own
 		a.bind(ctx)
@@ -275,6 +274,7 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 	a.state.Settings, a.state.Own = c.settings, c.own
 	a.answerNames(ctx)
 	if a.store == nil {
+		a.fence("")
 		return
 	}
 	a.ensureBridge() // before a pod can have an address
@@ -283,6 +283,10 @@ func (a *Agent) take(ctx context.Context, c claimed) {
 		Bridge: a.Config.CNI.Bridge, MAC: a.bridgeMAC(), MTU: c.own.MTU, Blocks: c.own.CIDRs, DataDir: a.store.Dir(), HostPorts: a.Config.CNI.HostPorts,
 	})
 	a.problem("cni", err)
+	if err == nil {
+		// Not before: the file may have blocks that are another's by now.
+		a.fence("")
+	}
 	a.offers.set(err == nil && a.fenced == "")
 	if written {
 		a.Log.Info("wrote the CNI network; a Nomad client that runs finds it at SIGHUP", "file", file, "blocks", c.own.CIDRs)
