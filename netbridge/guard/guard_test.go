@@ -146,6 +146,43 @@ func TestSourcesAreKept(t *testing.T) {
 	}
 }
 
+// What a machine itself sends to a Service has the source that the way to the Service
+// has, the underlay's, which peers do not let in: it gets the overlay's address.
+func TestTheMachineCallsAService(t *testing.T) {
+	r := lab(t)
+	r.Run("ip link add eth0 type veth peer name out0")
+	r.Run("ip link set out0 up")
+	r.Run("ip link set eth0 up")
+	r.Run("ip addr add 192.0.2.2/24 dev eth0")
+	r.Run("ip route add default via 192.0.2.254")
+	r.ensure(t)
+	r.Run("nft add table ip proxy")
+	if out, err := r.Try("nft", "add chain ip proxy out { type nat hook output priority -100 ; }"); err != nil {
+		t.Fatal(out)
+	}
+	r.Run("nft add rule ip proxy out ip daddr 10.96.0.10 dnat to 10.77.1.2")
+	var server net.PacketConn
+	r.far.Must(func() (err error) {
+		server, err = net.ListenPacket("udp4", "10.77.1.2:5353")
+		return err
+	})
+	defer server.Close()
+	r.Must(func() error {
+		c, err := net.Dial("udp4", "10.96.0.10:5353")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("who"))
+		return err
+	})
+	_ = server.SetReadDeadline(time.Now().Add(2 * time.Second))
+	_, seen, err := server.ReadFrom(make([]byte, 10))
+	if err != nil || !strings.HasPrefix(seen.String(), "10.78.0.1:") {
+		t.Errorf("the far pod sees %v, and takes the overlay's addresses alone: %v", seen, err)
+	}
+}
+
 // Nothing is written twice, and what others do elsewhere is not ours.
 func TestOnlyDriftIsWritten(t *testing.T) {
 	r := lab(t)

@@ -82,7 +82,9 @@ func (r Rules) transaction(nft knftables.Interface) *knftables.Transaction {
 const serviceMark = "meta mark & 0x4000 == 0x4000"
 
 // nomasq keeps sources; whatever leaves the fabric from a local pod gets the
-// machine's.
+// machine's. What the machine itself sends into it has the overlay's address: where
+// it calls a Service, the source was chosen for the way to that one, and is the
+// underlay's, which no peer lets in.
 func (r Rules) nomasq() []string {
 	bursts := []netip.Prefix{r.Burst, r.Host}
 	rules := []string{
@@ -92,6 +94,7 @@ func (r Rules) nomasq() []string {
 	if len(r.Cluster) > 0 {
 		rules = append(rules, fmt.Sprintf("ip saddr %s ip daddr %s snat to ip saddr", set(r.Cluster), set(bursts)))
 	}
+	rules = append(rules, fmt.Sprintf("oifname %s ip saddr != %s fib saddr type local masquerade", r.device(), set(r.overlay())))
 	if len(r.Local) > 0 {
 		rules = append(rules, fmt.Sprintf("ip saddr %s ip daddr != %s masquerade", set(r.Local), set(r.overlay())))
 	}
