@@ -117,6 +117,39 @@ func judgeCluster(c cluster, s *fabric.Settings, podCIDRs []netip.Prefix, h host
 		Breaks: "pods of this node must be routed by the host, and their packets pass its nftables", Remedy: "netbridge doctor with --cni-conf-dir; ip route get an address of burstCIDR from a pod's"}}
 }
 
+// judgePodAddresses compares what the node announces with what its pods have, where
+// the host's routes show it: a /32 by each pod's device, as Calico and other plugins
+// make them, and Cilium's own address, which is of the range that it has for the node.
+func judgePodAddresses(podCIDRs []netip.Prefix, h host) []report.Check {
+	var pods, astray []netip.Addr
+	for _, r := range h.routes {
+		if l, ok := h.link(r.dev); ok && l.kind == "veth" && len(l.addrs) == 0 && r.dst.IsSingleIP() {
+			pods = append(pods, r.dst.Addr())
+		}
+	}
+	if l, ok := h.link("cilium_host"); ok {
+		for _, a := range l.addrs {
+			pods = append(pods, a.Addr())
+		}
+	}
+	for _, a := range pods {
+		if !slices.ContainsFunc(podCIDRs, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			astray = append(astray, a)
+		}
+	}
+	const what = "pods' addresses"
+	switch {
+	case len(pods) == 0 || len(podCIDRs) == 0:
+		return nil
+	case len(astray) == 0:
+		return []report.Check{{Where: atCluster, What: what, Result: report.OK, Found: "within " + some(podCIDRs)}}
+	}
+	return []report.Check{{Where: atCluster, What: what, Result: report.Fail, Found: some(astray) + ", not within " + some(podCIDRs) + ", which this node announces",
+		Breaks: "pods here with such addresses are not reached from Nomad: their network has an allocation of its own and does not look at spec.podCIDRs",
+		Remedy: "Calico: IPAM host-local with \"subnet\": \"usePodCidr\"; Cilium: helm upgrade cilium cilium/cilium -n kube-system --reuse-values --set ipam.mode=kubernetes, on a new cluster;\n" +
+			"or node.podCIDRs: the ranges that this node's pods have, where these do not change"}}
+}
+
 func judgeFlannel(c cluster, s *fabric.Settings, podCIDRs []netip.Prefix) []report.Check {
 	r := report.Report{}
 	r.OK(atCluster, "plugin", "flannel")

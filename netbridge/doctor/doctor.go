@@ -113,6 +113,7 @@ func (d *Doctor) Run(ctx context.Context) *report.Report {
 			ranges = object.ranges
 		}
 		r.Add(judgeCluster(lookCluster(d.CNIDir, d.FlannelEnv), n.settings, ranges, h)...)
+		r.Add(judgePodAddresses(ranges, h)...)
 	case fabric.KindNomad:
 		r.Add(judgeNomad(nomad, d.Config, running)...)
 	}

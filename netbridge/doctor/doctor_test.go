@@ -253,6 +253,23 @@ func TestClusterNetwork(t *testing.T) {
 	}
 }
 
+func TestPodAddresses(t *testing.T) {
+	own := []netip.Prefix{pfx("10.244.1.0/24")}
+	with := func(routes []route, links ...link) host {
+		h := machineWith(links...)
+		h.routes = routes
+		return h
+	}
+	pods := []link{{name: "cali1", kind: "veth"}, {name: "cali2", kind: "veth"}}
+	expect(t, "of the Node's range", judgePodAddresses(own, with([]route{{pfx("10.244.1.7/32"), "cali1"}}, pods...)))
+	expect(t, "of Calico's own block", judgePodAddresses(own, with([]route{{pfx("10.244.1.7/32"), "cali1"}, {pfx("10.244.99.64/32"), "cali2"}}, pods...)), "fail pods' addresses")
+	expect(t, "of Cilium's own pool", judgePodAddresses(own, with(nil, link{name: "cilium_host", kind: "veth", addrs: []netip.Prefix{pfx("10.0.1.68/32")}})), "fail pods' addresses")
+	// Routes to elsewhere tell nothing of pods.
+	if got := judgePodAddresses(own, with([]route{{pfx("203.0.113.9/32"), "tun0"}, {pfx("10.9.0.0/16"), "eth0"}}, link{name: "tun0", kind: "tuntap"})); got != nil {
+		t.Error(got)
+	}
+}
+
 func TestNodeObject(t *testing.T) {
 	cfg := &agent.Config{Node: agent.Node{Kind: fabric.KindK8s, Name: "n"}}
 	known := node{last: &peers.State{}}
