@@ -96,7 +96,8 @@ func (g *Guard) Ensure(ctx context.Context, r Rules, look bool) (Changes, error)
 		return c, err
 	}
 	if now == "" || now != g.Applied || from != g.From {
-		c.Foreign = g.Applied != "" && now != g.Applied
+		// One that is gone when the agent starts went with the machine's boot.
+		c.Foreign = g.Applied != "" && now != g.Applied && (now != "" || last != nil)
 		if err := g.write(ctx, tx, from, r.peers()); err != nil {
 			return c, err
 		}

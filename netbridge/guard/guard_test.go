@@ -272,24 +272,27 @@ func TestPeersComeAndGo(t *testing.T) {
 func TestAdoption(t *testing.T) {
 	r := lab(t)
 	r.ensure(t)
-	again := func(want bool) {
+	again := func(written, foreign bool) {
 		t.Helper()
 		r.Must(func() (err error) {
 			r.guard, err = New(r.file, hclog.NewNullLogger())
 			return err
 		})
-		if c := r.ensure(t); c.Written != want {
+		if c := r.ensure(t); c.Written != written || c.Foreign != foreign {
 			t.Errorf("%+v", c)
 		}
 	}
-	again(false)
+	again(false, false)
 	r.Run("nft flush chain ip netbridge nomasq")
-	again(true)
-	again(false)
+	again(true, true)
+	again(false, false)
+	// After a boot there is none, and nobody has changed it.
+	r.Run("nft delete table ip netbridge")
+	again(true, false)
 	if err := os.WriteFile(r.file, []byte(`{"applied":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	again(true)
+	again(true, false)
 }
 
 // A flush is told, and connections that began in the gap are mended.
