@@ -16,6 +16,9 @@ import (
 // collectInterval is how often addresses are compared with allocations.
 const collectInterval = time.Minute
 
+// askTimeout bounds a question that the agent's start waits for.
+const askTimeout = 3 * time.Second
+
 // errRenamed says that the agent was somebody else the last time.
 var errRenamed = errors.New("the Nomad client has another node ID than the last time: start the agent again")
 
@@ -26,7 +29,7 @@ func (a *Agent) nomadID(ctx context.Context, last fabric.ID) (string, error) {
 	if a.Nomad == nil {
 		return "", errors.New("node.id: give the Nomad client's node ID, since nomad.disabled keeps it from being asked for")
 	}
-	id, err := a.askID()
+	id, err := a.askID(ctx)
 	if err == nil {
 		return id, nil
 	}
@@ -43,7 +46,7 @@ func (a *Agent) nomadID(ctx context.Context, last fabric.ID) (string, error) {
 func (a *Agent) waitForID(ctx context.Context) (string, error) {
 	told := ""
 	for {
-		id, err := a.askID()
+		id, err := a.askID(ctx)
 		if err == nil {
 			return id, nil
 		}
@@ -58,8 +61,12 @@ func (a *Agent) waitForID(ctx context.Context) (string, error) {
 	}
 }
 
-func (a *Agent) askID() (string, error) {
-	self, err := a.Nomad.Agent().Self()
+// askID does not wait for one that takes the call and does not answer.
+func (a *Agent) askID(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var self nomadapi.AgentSelf
+	_, err := a.Nomad.Raw().Query("/v1/agent/self", &self, (&nomadapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return "", fmt.Errorf("ask the Nomad agent at %s: %w", a.Nomad.Address(), err)
 	}
@@ -91,7 +98,9 @@ func (a *Agent) collect(ctx context.Context) {
 	c := ipam.Collector{Store: a.store}
 	node := a.node()
 	for ; ctx.Err() == nil; pause(ctx, collectInterval) {
-		allocs, _, err := a.Nomad.Nodes().Allocations(node, (&nomadapi.QueryOptions{}).WithContext(ctx))
+		call, cancel := context.WithTimeout(ctx, claimTimeout)
+		allocs, _, err := a.Nomad.Nodes().Allocations(node, (&nomadapi.QueryOptions{}).WithContext(call))
+		cancel()
 		if err != nil {
 			a.Log.Warn("Nomad does not tell this client's allocations, no address is collected", "error", err)
 			continue

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -49,5 +50,36 @@ func TestWhoThisNodeIsBeforeNomadTells(t *testing.T) {
 	b := &Agent{Nomad: client, Log: hclog.NewNullLogger()}
 	if name, err := b.nomadID(t.Context(), ""); err != nil || name != "two" || b.assumed {
 		t.Error(name, err, b.assumed)
+	}
+}
+
+// Nomad's agent may take a call and not answer: who was here before does not wait.
+func TestANomadThatHangs(t *testing.T) {
+	hangs := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hangs }))
+	defer srv.Close()
+	defer close(hangs)
+	client, err := nomadapi.NewClient(&nomadapi.Config{Address: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*askTimeout)
+	defer cancel()
+	done := make(chan string, 1)
+	go func() {
+		a := &Agent{Nomad: client, Log: hclog.NewNullLogger()}
+		name, err := a.nomadID(ctx, "nomad/one")
+		if err != nil {
+			t.Error(err)
+		}
+		done <- name
+	}()
+	select {
+	case name := <-done:
+		if name != "one" {
+			t.Error(name)
+		}
+	case <-ctx.Done():
+		t.Error("it waits for a Nomad that does not answer")
 	}
 }

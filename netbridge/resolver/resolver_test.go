@@ -23,16 +23,27 @@ type server struct {
 	slow atomic.Int64
 }
 
+// both listens at one port by UDP and TCP. One that is free for the first may be
+// somebody's for the second.
+func both(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 20 {
+		packets, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if conns, err := net.Listen("tcp4", packets.LocalAddr().String()); err == nil {
+			return packets, conns
+		}
+		_ = packets.Close() // another port is next
+	}
+	t.Fatal("no port is free for both UDP and TCP")
+	return nil, nil
+}
+
 func serve(t *testing.T, answer func(q dns.Question, m *dns.Msg)) *server {
 	t.Helper()
-	packets, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	conns, err := net.Listen("tcp4", packets.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, conns := both(t)
 	s := &server{address: packets.LocalAddr().String()}
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
 		s.asked.Add(1)
@@ -110,12 +121,9 @@ func newBench(t *testing.T) *bench {
 		{Name: "cluster", Domains: []string{"cluster.local."}, Ranges: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, Servers: []string{b.cluster.address}},
 		{Name: "upstream", Domains: []string{"."}, Servers: []string{b.others.address}},
 	})
-	free, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.address = free.LocalAddr().String()
-	_ = free.Close() // the port is wanted free
+	packets, conns := both(t)
+	b.address = packets.LocalAddr().String()
+	_, _ = packets.Close(), conns.Close() // the port is wanted free
 	if err := b.r.Serve(t.Context(), b.address); err != nil {
 		t.Fatal(err)
 	}
