@@ -96,6 +96,10 @@ test-e2e: programs bin/metrics-server ## Run the tests on real components
 test-netbridge: programs network-programs bin/flanneld ## Run the pod network's tests, on hosts that are network namespaces (as root)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 30m ./netbridge/... ./test/netbridge
 
+.PHONY: test-netbridge-short
+test-netbridge-short: programs network-programs ## Of these, what carries the packets, and the demo with a real node
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 20m ./test/netbridge -run 'TestNetbridge$$|TestDemo$$'
+
 .PHONY: bench
 bench: programs ## Measure nomad-kubelet beside Nomad alone (forty minutes; BENCH_FLAGS=-strict fails on missed goals)
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -count=1 -timeout 120m ./test/bench -run '^$$' -bench . $(BENCH_FLAGS)
@@ -111,7 +115,7 @@ PROCS ?= 6
 CONFORMANCE = $(GO) run ./test/conformance -sig=$(SIG) -node=$(NODE) -procs=$(PROCS) $(if $(FOCUS),-focus='$(FOCUS)') $(if $(SKIP),-skip='$(SKIP)')
 
 .PHONY: conformance
-conformance: programs suite ## Run the upstream conformance suite on a virtual node and on a kubelet [SIG=node FOCUS= SKIP= NODE=virtual|kubelet PROCS=6]
+conformance: programs suite $(if $(filter network,$(SIG)),network-programs) ## Run the upstream conformance suite on a virtual node and on a kubelet [SIG=node FOCUS= SKIP= NODE=virtual|kubelet PROCS=6]
 	$(CONFORMANCE)
 
 .PHONY: conformance-serial
@@ -134,7 +138,7 @@ suite:
 	@$(MAKE) --no-print-directory -j2 $(SUITE_BINS) $(if $(filter virtual,$(NODE)),,bin/kubelet)
 
 .PHONY: test
-test: lint test-unit test-e2e conformance-short ## Run all tests
+test: lint test-unit test-e2e test-netbridge-short conformance-short ## Run all tests
 
 .PHONY: clean
 clean: ## Remove what was built; run make demo-down first

@@ -37,7 +37,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	var f flags
 	set := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	set.StringVar(&f.node, "node", "both", "virtual, kubelet (the control) or both")
-	set.StringVar(&f.sig, "sig", "node", "the group of specs: node, storage, apps, ...")
+	set.StringVar(&f.sig, "sig", "node", "the group of specs: node, storage, apps, network, ...")
 	set.StringVar(&f.focus, "focus", "", "regular expression of specs to run, instead of the default; such results are not kept")
 	set.StringVar(&f.skip, "skip", "", "regular expression of specs to leave out, instead of the default; such results are not kept")
 	set.IntVar(&f.procs, "procs", 6, "how many specs at a time")
