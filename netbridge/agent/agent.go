@@ -67,6 +67,8 @@ type Agent struct {
 	rules, drifted chan string
 	// reclaim asks for a claim before its time.
 	reclaim chan string
+	// given has something in it when a pod has got an address.
+	given chan string
 	// assumed says that Nomad has not told id yet.
 	assumed bool
 	// told are the ranges of the Node's pods, once the API server has answered.
@@ -123,6 +125,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	go a.watchRules(ctx)
+	if a.store != nil {
+		if err := a.watchStore(ctx); err != nil {
+			return err
+		}
+	}
 	if a.Kube != nil {
 		a.followNode(ctx, stop)
 	}
@@ -206,6 +213,9 @@ func (a *Agent) loop(ctx context.Context) {
 		case what := <-a.drifted:
 			a.Log.Debug("looks at the rules", "because", what)
 			look = true
+		case <-a.given:
+			a.count()
+			continue
 		case <-a.due():
 		case <-tick.C:
 		}
@@ -346,7 +356,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	a.registry = registry.New(a.Consul, c.Fabric)
 	a.metrics = newMetrics()
 	a.claims, a.lists = make(chan claimed), make(chan registry.List)
-	a.net, a.rules, a.drifted, a.reclaim = make(chan string, 1), make(chan string, 1), make(chan string, 1), make(chan string, 1)
+	a.net, a.rules, a.drifted, a.reclaim, a.given = make(chan string, 1), make(chan string, 1), make(chan string, 1), make(chan string, 1), make(chan string, 1)
 	a.problems = map[string]string{}
 	a.offers.changed = make(chan struct{}, 1)
 	a.state.Fabric, a.state.ID = c.Fabric, a.id

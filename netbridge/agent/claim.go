@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
-	"github.com/nomad-kubelet/nomad-kubelet/netbridge/ipam"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/registry"
 )
 
@@ -115,50 +116,25 @@ func (a *Agent) saySeen(ctx context.Context) {
 	}
 }
 
-// wants asks for one block more when nine tenths are used.
+// wants asks for one block more when addresses are scarce.
 func (a *Agent) wants(own fabric.Node, q *registry.Request) error {
 	entries, err := a.store.Entries()
 	if err != nil {
 		return err
 	}
+	// By the addresses alone: what else this node knows of itself may be lost.
 	held := map[netip.Prefix]bool{}
 	for _, e := range entries {
-		for _, b := range own.CIDRs {
-			if b.Contains(e.Address) {
-				held[b] = true
-			}
+		if b, err := e.Address.Prefix(q.Settings.BlockBits); err == nil && q.Settings.BurstCIDR.Contains(e.Address) {
+			held[b] = true
 		}
 	}
-	for _, b := range own.CIDRs {
-		if held[b] {
-			q.Held = append(q.Held, b)
-		}
-	}
-	q.Blocks = max(a.Config.Node.Blocks, len(own.CIDRs))
+	q.Held = slices.SortedFunc(maps.Keys(held), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	q.Blocks = max(a.Config.Node.Blocks, len(own.CIDRs), len(held))
 	if scarce(len(entries), own.CIDRs) {
 		q.Blocks = len(own.CIDRs) + 1
 	}
 	return nil
-}
-
-// scarce says that nine tenths of the blocks' addresses are used.
-func scarce(used int, blocks []netip.Prefix) bool {
-	size := ipam.Size(blocks)
-	return size > 0 && 10*used >= 9*size
-}
-
-// count looks how many addresses are used, and asks for another block in time.
-func (a *Agent) count() {
-	entries, err := a.store.Entries()
-	if err != nil {
-		a.problem("store", err)
-		return
-	}
-	a.problem("store", nil)
-	a.metrics.addresses.Set(float64(len(entries)))
-	if scarce(len(entries), a.state.Own.CIDRs) {
-		wake(a.reclaim, "addresses are scarce")
-	}
 }
 
 // Endpoint is the configured address, or the one by which this machine reaches

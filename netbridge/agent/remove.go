@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -73,8 +74,11 @@ func unready(ctx context.Context, c *Config, nomad *nomadapi.Client) (bool, erro
 	defer cancel()
 	node, _, err := nomad.Nodes().Info(name, (&nomadapi.QueryOptions{}).WithContext(ctx))
 	var unknown nomadapi.UnexpectedResponseError
-	if err == nil && node.Meta[MetaKey] == "" || errors.As(err, &unknown) && unknown.StatusCode() == http.StatusNotFound {
+	switch {
+	case err == nil && node.Meta[MetaKey] == "", errors.As(err, &unknown) && unknown.StatusCode() == http.StatusNotFound:
 		return false, nil
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return false, nil // one that does not run does not know the network when it starts
 	}
 	if err == nil {
 		err = a.mark(ctx, node.Meta[MetaKey], false)

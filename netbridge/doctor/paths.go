@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,10 +9,15 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
 
 	"github.com/nomad-kubelet/nomad-kubelet/internal/report"
 	"github.com/nomad-kubelet/nomad-kubelet/netbridge/fabric"
@@ -58,8 +64,27 @@ func ask(ctx context.Context, peers map[fabric.ID]fabric.Node) paths {
 	return out
 }
 
+// call is answered when either is: a firewall of the peer's may let one of them in.
 func call(ctx context.Context, host netip.Addr) error {
-	c, err := (&net.Dialer{Timeout: answerTime}).DialContext(ctx, "tcp4", netip.AddrPortFrom(host, closedPort).String())
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	results := make(chan error, 2)
+	go func() { results <- echo(ctx, host) }()
+	go func() { results <- refused(ctx, host) }()
+	first := <-results
+	if first == nil {
+		return nil
+	}
+	second := <-results
+	if second == nil {
+		return nil
+	}
+	return errors.Join(first, second)
+}
+
+// refused is a connection to where nobody listens.
+func refused(ctx context.Context, host netip.Addr) error {
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp4", netip.AddrPortFrom(host, closedPort).String())
 	if err == nil {
 		return c.Close()
 	}
@@ -67,6 +92,42 @@ func call(ctx context.Context, host netip.Addr) error {
 		return nil
 	}
 	return err
+}
+
+// echo is one ICMP echo there and back.
+func echo(ctx context.Context, host netip.Addr) error {
+	conn, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if end, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(end); err != nil {
+			return err
+		}
+	}
+	sign := []byte(uuid.NewString())
+	out, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: os.Getpid() & 0xffff, Seq: 1, Data: sign}}).Marshal(nil)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.WriteTo(out, &net.IPAddr{IP: host.AsSlice()}); err != nil {
+		return err
+	}
+	buf := make([]byte, 1500)
+	for {
+		n, _, err := conn.ReadFrom(buf) // others' answers come here, too
+		if err != nil {
+			return err
+		}
+		m, err := icmp.ParseMessage(ipv4.ICMPTypeEcho.Protocol(), buf[:n])
+		if err != nil || m.Type != ipv4.ICMPTypeEchoReply {
+			continue
+		}
+		if e, ok := m.Body.(*icmp.Echo); ok && bytes.Equal(e.Data, sign) {
+			return nil
+		}
+	}
 }
 
 func judgePaths(p paths, s fabric.Settings) []report.Check {
@@ -78,7 +139,7 @@ func judgePaths(p paths, s fabric.Settings) []report.Check {
 				Found:  fmt.Sprintf("no answer from %s, which is behind %s: %v", x.node.Host, x.node.Endpoint, x.err),
 				Breaks: "pods here and there do not reach each other",
 				Remedy: fmt.Sprintf("here and there: iptables -I INPUT -p udp --dport %d -j ACCEPT, and what is between them (security groups), both ways; "+
-					"there: netbridge status must have this node among its peers, and see its packets come from its endpoint", s.Port)})
+					"there: netbridge status must have this node among its peers, and see its packets come from its endpoint; its firewall must let in ICMP or TCP from %s", s.Port, s.HostCIDR)})
 			continue
 		}
 		answered++

@@ -70,6 +70,10 @@ func Open(dir string) (*Store, error) {
 // Dir is where the store is.
 func (s *Store) Dir() string { return s.dir }
 
+// Used is the directory of the addresses that are given, in which each of them appears
+// as a file.
+func (s *Store) Used() string { return s.path(usedDir) }
+
 func (s *Store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)
 }

@@ -123,6 +123,7 @@ func TestDoctor(t *testing.T) {
 		{"no forwarding", nom2, func() { nom2.kill(); forwarding(nom2, "0") }, func() { nom2.start(); nom2.settled() }, []string{"ip_forward"}, nil},
 		{"UDP dropped between two hosts", nom1, run(nom1, "iptables -I INPUT -p udp --dport 8473 -s 192.168.102.12 -j DROP"),
 			run(nom1, "iptables -D INPUT -p udp --dport 8473 -s 192.168.102.12 -j DROP"), []string{"path to nomad/nom2"}, nil},
+		{"a peer's firewall that lets no TCP in", nom1, run(nom2, "iptables -I INPUT -i nb0 -p tcp -j DROP"), run(nom2, "iptables -D INPUT -i nb0 -p tcp -j DROP"), nil, nil},
 		{"a block that is another's", nom1, func() { restore = b.steal(t, nom1); nom1.kill() }, func() { restore(); nom1.start(); nom1.settled() }, []string{"own claims"}, nil},
 		{"flannel has another range", k8s1, func() {}, func() {}, []string{"flannel's network 10.250.0.0/16"}, []string{"--flannel-env", flannel}},
 		{"a wrong token", nom2, func() { write(b.tokenFile, "11111111-2222-3333-4444-555555555555") }, func() { write(b.tokenFile, b.token.SecretID) }, []string{"token"}, nil},

@@ -431,6 +431,9 @@ func secondBlock(t *testing.T, b *bed, pods []*pod) {
 	}
 	began := time.Now()
 	st := h.until("a second block", func(st agent.Status) bool { return len(st.Own.CIDRs) == 2 && st.Addresses == 26 })
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("a second block %s after the first was scarce: not when the address was given", took)
+	}
 	t.Logf("a second block %s after the first was scarce", time.Since(began))
 	for _, o := range b.hosts {
 		o.until("both blocks", func(o agent.Status) bool { return o.ID == h.id || len(o.Peers[h.id].CIDRs) == 2 && len(o.Drift) == 0 })
