@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,6 +44,11 @@ func session(t *testing.T, sh []string) command {
 
 // A command whose caller goes is told by the end of its input and by a signal.
 func TestHangUp(t *testing.T) {
+	// Under nohup the commands would ignore the signal, too; one that is caught here has
+	// its default in them.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	for _, sh := range [][]string{{"sh"}, {"bash"}, {"dash"}, {"busybox", "sh"}} {
 		if _, err := exec.LookPath(sh[0]); err != nil {
 			continue
