@@ -17,9 +17,9 @@ func newRemoveCommand() *cobra.Command {
 		Short: "Take this machine out of the pod network: devices, routes and rules",
 		Long: `Take this machine out of the pod network.
 
-It removes what the agent leaves in place when it ends: devices, routes, rules, and
-the CNI network of a Nomad client and that it is ready for it, whose pods must be gone. The state directory and
-the claims in Consul stay: an agent that starts again is who it was.`,
+It removes what the agent leaves in place when it ends: devices, routes and rules; of a
+Nomad client, whose pods must be gone, the CNI network and meta.netbridge. The state
+directory and the claims in Consul stay: an agent that starts again is who it was.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cmd.SilenceUsage = true

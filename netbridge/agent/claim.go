@@ -132,7 +132,7 @@ func (a *Agent) wants(own fabric.Node, q *registry.Request) error {
 	q.Held = slices.SortedFunc(maps.Keys(held), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	q.Blocks = max(a.Config.Node.Blocks, len(own.CIDRs), len(held))
 	if scarce(len(entries), own.CIDRs) {
-		q.Blocks = len(own.CIDRs) + 1
+		q.Blocks = max(q.Blocks, len(own.CIDRs)+1)
 	}
 	return nil
 }

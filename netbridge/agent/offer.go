@@ -72,7 +72,12 @@ func (a *Agent) offer(ctx context.Context) {
 			asked = true
 			a.Log.Warn("the Nomad client does not know the network yet: send its agent one SIGHUP, or start it again")
 		}
-		if err := a.mark(ctx, node.Meta[MetaKey], *welcome && knows); err != nil {
+		ready := *welcome && knows
+		told, err := mark(ctx, a.Nomad, a.node(), node.Meta[MetaKey], ready)
+		if told {
+			a.Log.Info("told Nomad's scheduler about this client", "meta."+MetaKey, map[bool]string{true: MetaReady, false: "unset"}[ready])
+		}
+		if err != nil {
 			a.Log.Warn("cannot write the client's metadata (node write is needed)", "error", err)
 			index = 0
 			pause(ctx, verify)
@@ -113,21 +118,19 @@ func joins(n *nomadapi.Node) bool {
 	})
 }
 
-// mark writes only what differs.
-func (a *Agent) mark(ctx context.Context, now string, ready bool) error {
+// mark tells Nomad's scheduler whether a client is ready, where that is not what it
+// knows now. It says whether it did.
+func mark(ctx context.Context, nomad *nomadapi.Client, node, now string, ready bool) (bool, error) {
 	var want *string
 	if ready {
 		want = new(MetaReady)
 	}
 	if ready == (now == MetaReady) && (ready || now == "") {
-		return nil
+		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
-	_, err := a.Nomad.Nodes().Meta().Apply(&nomadapi.NodeMetaApplyRequest{NodeID: a.node(), Meta: map[string]*string{MetaKey: want}},
+	_, err := nomad.Nodes().Meta().Apply(&nomadapi.NodeMetaApplyRequest{NodeID: node, Meta: map[string]*string{MetaKey: want}},
 		(&nomadapi.QueryOptions{}).WithContext(ctx))
-	if err == nil {
-		a.Log.Info("told Nomad's scheduler about this client", "meta."+MetaKey, map[bool]string{true: MetaReady, false: "unset"}[ready])
-	}
-	return err
+	return err == nil, err
 }

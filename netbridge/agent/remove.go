@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 	"golang.org/x/sys/unix"
 
@@ -69,24 +68,24 @@ func unready(ctx context.Context, c *Config, nomad *nomadapi.Client) (bool, erro
 	if nomad == nil || name == "" {
 		return false, nil // nobody has marked it
 	}
-	a := &Agent{Nomad: nomad, Log: hclog.NewNullLogger(), id: fabric.ID(fabric.KindNomad + "/" + name)}
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	node, _, err := nomad.Nodes().Info(name, (&nomadapi.QueryOptions{}).WithContext(ctx))
 	var unknown nomadapi.UnexpectedResponseError
 	switch {
-	case err == nil && node.Meta[MetaKey] == "", errors.As(err, &unknown) && unknown.StatusCode() == http.StatusNotFound:
+	case errors.As(err, &unknown) && unknown.StatusCode() == http.StatusNotFound:
 		return false, nil
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return false, nil // one that does not run does not know the network when it starts
 	}
+	var unset bool
 	if err == nil {
-		err = a.mark(ctx, node.Meta[MetaKey], false)
+		unset, err = mark(ctx, nomad, name, node.Meta[MetaKey], false)
 	}
 	if err != nil {
 		return false, fmt.Errorf("pods may still be placed here: nomad node meta apply -node-id %s -unset %s: %w", name, MetaKey, err)
 	}
-	return true, nil
+	return unset, nil
 }
 
 // idle says that an agent runs.

@@ -14,12 +14,17 @@ import (
 func TestARemovedClientIsNotReady(t *testing.T) {
 	meta := map[string]string{MetaKey: MetaReady}
 	down := false
+	answer := func(w http.ResponseWriter, v any) {
+		if err := json.NewEncoder(w).Encode(v); err != nil {
+			t.Error(err)
+		}
+	}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case down:
 			http.Error(w, "no leader", http.StatusInternalServerError)
 		case r.URL.Path == "/v1/node/one":
-			_ = json.NewEncoder(w).Encode(nomadapi.Node{ID: "one", Meta: meta})
+			answer(w, nomadapi.Node{ID: "one", Meta: meta})
 		case r.URL.Path == "/v1/node/two":
 			http.Error(w, "node not found", http.StatusNotFound)
 		case r.URL.Path == "/v1/client/metadata":
@@ -30,7 +35,7 @@ func TestARemovedClientIsNotReady(t *testing.T) {
 			if v, ok := req.Meta[MetaKey]; ok && v == nil && len(req.Meta) == 1 {
 				delete(meta, MetaKey)
 			}
-			_ = json.NewEncoder(w).Encode(nomadapi.NodeMetaResponse{})
+			answer(w, nomadapi.NodeMetaResponse{})
 		default:
 			t.Error("asked for ", r.URL)
 		}

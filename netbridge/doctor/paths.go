@@ -79,7 +79,7 @@ func call(ctx context.Context, host netip.Addr) error {
 	if second == nil {
 		return nil
 	}
-	return errors.Join(first, second)
+	return fmt.Errorf("%w; %w", first, second)
 }
 
 // refused is a connection to where nobody listens.

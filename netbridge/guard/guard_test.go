@@ -93,7 +93,9 @@ func source(t *testing.T, from, to *netlab.NS, address, local string) string {
 	if _, err := client.Write([]byte("who")); err != nil {
 		t.Fatal(err)
 	}
-	_ = server.SetReadDeadline(time.Now().Add(2 * time.Second))
+	if err := server.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
 	_, seen, err := server.ReadFrom(make([]byte, 10))
 	if err != nil {
 		return "nobody"

@@ -53,18 +53,16 @@ func (r Rules) transaction(nft knftables.Interface) *knftables.Transaction {
 	tx.Add(&knftables.Set{Name: peerSet, Type: "ipv4_addr"})
 	// Chains without a hook are for what few packets are: each packet is asked for it
 	// once, not in every rule.
-	chain := func(name string, rules ...string) {
-		tx.Add(&knftables.Chain{Name: name})
+	add := func(c *knftables.Chain, rules []string) {
+		tx.Add(c)
 		for _, rule := range rules {
-			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
+			tx.Add(&knftables.Rule{Chain: c.Name, Rule: rule})
 		}
 	}
+	chain := func(name string, rules ...string) { add(&knftables.Chain{Name: name}, rules) }
 	hook := func(name string, t knftables.BaseChainType, h knftables.BaseChainHook, prio string, rules ...string) {
 		p := knftables.BaseChainPriority(prio)
-		tx.Add(&knftables.Chain{Name: name, Type: &t, Hook: &h, Priority: &p})
-		for _, rule := range rules {
-			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
-		}
+		add(&knftables.Chain{Name: name, Type: &t, Hook: &h, Priority: &p}, rules)
 	}
 	chain("inner", "ip saddr != "+set(r.overlay())+" drop")
 	chain("tunnel", r.tunnel()...)

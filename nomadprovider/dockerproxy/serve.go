@@ -33,7 +33,7 @@ func socket(path string) (net.Listener, error) {
 		return nil, err
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		_ = l.Close()
+		_ = l.Close() // nobody is to find it open
 		return nil, err
 	}
 	return l, nil

@@ -107,14 +107,15 @@ func (p place) start(ctx context.Context, node string, network bool, images *arc
 	if err != nil {
 		return c, err
 	}
-	if opts.OnPremNode || network || c.ImageLabel(ctx, images.probe, recipeLabel) != images.recipe {
+	// The label tells of Nomad's Docker alone.
+	if network || c.ImageLabel(ctx, images.probe, recipeLabel) != images.recipe {
 		fmt.Fprintln(out, "  loading the suite's images")
 		if err := c.LoadImages(ctx, images.file); err != nil {
 			return c, err
 		}
 	}
 	if network && node == virtualNode {
-		return c, p.leaveControl(ctx, c)
+		return c, leaveControl(ctx, c)
 	}
 	return c, nil
 }
@@ -123,7 +124,7 @@ func (p place) start(ctx context.Context, node string, network bool, images *arc
 // pod network.
 var notMeasured = corev1.Taint{Key: "nomad-kubelet.io/not-measured", Effect: corev1.TaintEffectNoSchedule}
 
-func (p place) leaveControl(ctx context.Context, c *devcluster.Cluster) error {
+func leaveControl(ctx context.Context, c *devcluster.Cluster) error {
 	kube, err := clientOf(c)
 	if err != nil {
 		return err

@@ -106,28 +106,32 @@ func (e *Exporter) pass(ctx context.Context) (time.Time, error) {
 	if there == nil {
 		return time.Time{}, nil // it rings when there is an answer
 	}
-	// Another cluster's are none of ours, wanted or not.
-	cluster, err := e.cluster()
-	if err != nil {
-		return time.Time{}, err
-	}
-	there = maps.Clone(there)
-	maps.DeleteFunc(there, func(_ string, s *api.AgentService) bool { return s.Meta[MetaCluster] != cluster })
-	wanted, present, err := e.wanted(cluster)
-	var again time.Time
-	if err == nil {
-		// One that cannot be written, such as a name that the token has no right to, must
-		// not keep what is gone in the catalog: its address may be another pod's by now.
-		err = e.register(ctx, wanted, there)
-		var failed error
-		again, failed = e.deregister(ctx, wanted, there, present)
-		err = errors.Join(err, failed)
-	}
+	again, err := e.align(ctx, there)
 	if err != nil {
 		e.Metrics.Errors.WithLabelValues(room).Inc()
 		e.Log.Error("cannot export all", "error", err)
 	}
 	return again, err
+}
+
+// align brings what is there to what is wanted.
+func (e *Exporter) align(ctx context.Context, there map[string]*api.AgentService) (time.Time, error) {
+	cluster, err := e.cluster()
+	if err != nil {
+		return time.Time{}, err
+	}
+	// Another cluster's are none of ours, wanted or not.
+	there = maps.Clone(there)
+	maps.DeleteFunc(there, func(_ string, s *api.AgentService) bool { return s.Meta[MetaCluster] != cluster })
+	wanted, present, err := e.wanted(cluster)
+	if err != nil {
+		return time.Time{}, err
+	}
+	// One that cannot be written, such as a name that the token has no right to, must
+	// not keep what is gone in the catalog: its address may be another pod's by now.
+	err = e.register(ctx, wanted, there)
+	again, failed := e.deregister(ctx, wanted, there, present)
+	return again, errors.Join(err, failed)
 }
 
 // cluster is what tells this one from others of its fabric.
